@@ -1,0 +1,1 @@
+iopaint_core/hookspecs.py

@@ -1,0 +1,92 @@
+"""What all plugins offer together: one scan, and names that lead to models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from iopaint_core.errors import AmbiguousModelError, PluginError, UnknownModelError, nearest
+from iopaint_core.plugins import REMEDIES, PluginManager
+from iopaint_core.schema import ModelInfo, ModelType, PluginInfo, Problem, Stage, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan found, and what went wrong on the way."""
+
+    models: tuple[ModelInfo, ...]
+    """By distribution, plugin and name, without duplicates."""
+    plugins: tuple[PluginInfo, ...]
+    problems: tuple[Problem, ...]
+
+
+def scan(plugins: PluginManager | None = None) -> ScanReport:
+    """Ask every plugin for its models; without `plugins`, discover those that are installed."""
+    if plugins is None:
+        plugins = PluginManager()
+        plugins.discover()
+    models: list[ModelInfo] = []
+    problems: list[Problem] = []
+    for plugin, announced in plugins.announcements():
+        models += _accept(plugin, announced, problems)
+    return ScanReport(tuple(models), plugins.plugins, plugins.problems + tuple(problems))
+
+
+def scan_models(plugins: PluginManager | None = None) -> list[ModelInfo]:
+    """The models that every plugin offers; `scan` tells what went wrong too."""
+    return list(scan(plugins).models)
+
+
+def scan_plugin_models(plugins: PluginManager | None = None) -> list[ModelInfo]:
+    """`scan_models`, restricted to `ModelType.PLUGIN`."""
+    return [info for info in scan(plugins).models if info.type is ModelType.PLUGIN]
+
+
+def find_model(name: str, models: Iterable[ModelInfo]) -> ModelInfo:
+    """The model that `name`, `plugin:name` or `distribution:plugin:name` means.
+
+    Raises `UnknownModelError` with the nearest names, `AmbiguousModelError` with the names that tell apart.
+    """
+    models = list(models)
+    found = [info for info in models if name in _names(info)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        distinct = len({info.qualified_name for info in found}) == len(found)
+        choices = tuple(_names(info)[1 if distinct else 2] for info in found)
+        raise AmbiguousModelError(
+            f"{len(found)} plugins announce a model named {name}", f"Name one of: {', '.join(choices)}", choices
+        )
+    choices = nearest(name, [info.name for info in models])
+    remedy = f"Did you mean {' or '.join(choices)}?" if choices else ""
+    raise UnknownModelError(
+        f"No plugin announces a model named {name}", f"{remedy} `iopaint-core list` shows all".strip(), choices
+    )
+
+
+def _names(info: ModelInfo) -> tuple[str, str, str]:
+    return info.name, info.qualified_name, f"{info.distribution}:{info.qualified_name}"
+
+
+def _accept(plugin: PluginInfo, announced: list[object], problems: list[Problem]) -> list[ModelInfo]:
+    """The valid ones among what a plugin announced, by name and marked as its own."""
+    accepted: dict[str, ModelInfo] = {}
+    for info in announced:
+        if isinstance(info, ModelInfo) and not (fault := _fault(info, accepted)):
+            accepted[info.name] = replace(info, plugin_name=plugin.name, distribution=plugin.distribution)
+        else:
+            error = PluginError(f"announces {info!r:.200}, {fault if isinstance(info, ModelInfo) else 'no ModelInfo'}")
+            remedy = REMEDIES[Stage.SCAN]
+            problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
+    return [accepted[name] for name in sorted(accepted)]
+
+
+def _fault(info: ModelInfo, accepted: dict[str, ModelInfo]) -> str:
+    if not isinstance(info.name, str) or not info.name.strip() or ":" in info.name:
+        return "whose name is no text, empty, or holds a colon"
+    if not isinstance(info.type, ModelType) or not isinstance(info.task, Task):
+        return "whose type is no ModelType or whose task is no Task"
+    return "a second time" if info.name in accepted else ""

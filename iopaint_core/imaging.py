@@ -1,0 +1,147 @@
+"""Geometry and blending of pictures as arrays: pad, crop, resize, blend. Nothing here writes to its arguments.
+
+Images are `uint8` arrays `(H, W, 3)` in RGB; masks are `uint8` `(H, W)`, 255 where to repaint and 0 elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Image = NDArray[np.uint8]
+    Mask = NDArray[np.uint8]
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels; `right` and `bottom` are outside it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index of the rectangle in an array `(H, W, ...)`."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+def binarize(mask: Mask) -> Mask:
+    """255 where the mask is above 127, 0 elsewhere."""
+    import cv2
+
+    return cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1].astype("uint8", copy=False)
+
+
+def pad(image: Image, *, multiple: int, min_size: int, square: bool) -> Image:
+    """A copy, grown at the right and the bottom by mirroring, so that a network takes it.
+
+    Both sides become multiples of `multiple` and at least `min_size`, and equal where `square` is asked.
+    """
+    import numpy as np
+
+    height, width = (-(-max(side, min_size) // multiple) * multiple for side in image.shape[:2])
+    if square:
+        height = width = max(height, width)
+    grown = [(0, height - image.shape[0]), (0, width - image.shape[1])] + [(0, 0)] * (image.ndim - 2)
+    return np.pad(image, grown, mode="symmetric")
+
+
+def crop_boxes(mask: Mask, margin: int) -> list[Box]:
+    """Rectangles that hold every part of a mask with `margin` pixels around it, none touching another.
+
+    A margin that an edge of the picture cuts off is added at the opposite side. Rectangles that touch are
+    merged until none do, so that each pixel lies in one at most.
+    """
+    import numpy as np
+
+    boxes = [_grow(box, margin, *mask.shape) for box in _components(mask)]
+    while True:
+        canvas = np.zeros_like(mask)
+        for box in boxes:
+            canvas[box.slices] = 255
+        merged = _components(canvas)
+        if len(merged) == len(boxes):
+            return merged
+        boxes = merged
+
+
+def _components(mask: Mask) -> list[Box]:
+    """Bounding boxes of the connected parts of a mask, diagonal neighbours counted as connected."""
+    import cv2
+
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    return [Box(int(x), int(y), int(x + width), int(y + height)) for x, y, width, height, _ in stats[1:]]
+
+
+def _grow(box: Box, margin: int, height: int, width: int) -> Box:
+    left, right = _grow_side(box.left, box.right, margin, width)
+    top, bottom = _grow_side(box.top, box.bottom, margin, height)
+    return Box(left, top, right, bottom)
+
+
+def _grow_side(start: int, stop: int, margin: int, limit: int) -> tuple[int, int]:
+    start, stop = start - margin, stop + margin
+    cut_start, cut_stop = max(0, -start), max(0, stop - limit)
+    return max(0, start - cut_stop), min(limit, stop + cut_start)
+
+
+def shrink(image: Image, mask: Mask, limit: int) -> tuple[Image, Mask]:
+    """Both with their longer side at `limit` pixels; a pixel of which any part was masked is masked."""
+    import cv2
+
+    height, width = mask.shape
+    scale = limit / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    coverage = cv2.resize(mask.astype("float32"), size, interpolation=cv2.INTER_AREA)
+    return small.astype("uint8", copy=False), ((coverage > 0) * 255).astype("uint8")
+
+
+def enlarge(image: Image, height: int, width: int) -> Image:
+    """The image at that size, by bicubic interpolation."""
+    import cv2
+
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC).astype("uint8", copy=False)
+
+
+def match_histograms(image: Image, reference: Image, where: NDArray[np.bool_]) -> Image:
+    """The image with its colours mapped so that, at the pixels `where`, each channel is distributed as in the reference.
+
+    Cumulative histogram matching: Gonzalez and Woods, Digital Image Processing, "Histogram Matching".
+    """
+    import numpy as np
+
+    if not where.any():
+        return image
+    matched = np.empty_like(image)
+    levels = np.arange(256)
+    for channel in range(image.shape[2]):
+        source, target = (
+            np.cumsum(np.bincount(picture[..., channel][where], minlength=256)) for picture in (image, reference)
+        )
+        table = np.interp(source, target, levels).round().astype("uint8")
+        matched[..., channel] = table[image[..., channel]]
+    return matched
+
+
+def blend(result: Image, image: Image, mask: Mask, blur: int) -> Image:
+    """The result where the mask is 255, the image elsewhere.
+
+    With `blur`, the result fades into the image over that many pixels around the mask; within it the result
+    stands alone, so that nothing of what was masked shines through.
+    """
+    import cv2
+    import numpy as np
+
+    inside = (mask > 0)[..., np.newaxis]
+    if not blur:
+        return np.where(inside, result, image)
+    size = 2 * blur + 1
+    faded = cv2.GaussianBlur(mask, (size, size), 0)
+    alpha = np.maximum(mask, faded)[..., np.newaxis].astype("float32") / 255
+    mixed = result * alpha + image * (1 - alpha)
+    return np.where(alpha == 0, image, mixed.round().astype("uint8"))

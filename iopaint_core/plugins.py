@@ -1,0 +1,315 @@
+"""Find plugins, let each in on its own, and call its hooks.
+
+pluggy isolates nothing, so each plugin is imported, registered, checked and asked inside one guard: whatever
+it does wrong becomes a `Problem`, it is unregistered, and the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from iopaint_core import hookspecs
+from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, did_you_mean
+from iopaint_core.hookspecs import hookimpl
+from iopaint_core.schema import PluginInfo, PluginStatus, Problem, Stage, describe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from importlib_metadata import EntryPoint
+
+    from iopaint_core.models import Model
+    from iopaint_core.schema import LoadContext, ModelInfo
+
+ENTRY_POINT_GROUP = "iopaint"
+ANNOUNCE, LOAD = HOOKS = ("iopaint_available_models", "iopaint_load_model")
+REMEDIES = {
+    Stage.CONFIGURE: "Correct the name or install the package",
+    Stage.IMPORT: "Reinstall or update the package, or disable it with IOPAINT_DISABLE_PLUGINS",
+    Stage.REGISTER: "Update the package; its author finds the contract in iopaint_core/hookspecs.py",
+    Stage.SCAN: "Update the package, or disable it with IOPAINT_DISABLE_PLUGINS",
+}
+
+
+class BasePlugin(ABC):
+    """A plugin as a class: the same two hooks, as a property and a method.
+
+    An entry point may name the class, which is then made without arguments, or an instance.
+    """
+
+    name: str
+    """Name under which a host registers it; an entry point brings its own."""
+
+    @property
+    @abstractmethod
+    def available_models(self) -> Iterable[ModelInfo]:
+        """The models that this plugin can load; cheap to ask."""
+
+    @abstractmethod
+    def load_model(self, info: ModelInfo, context: LoadContext) -> Model:
+        """Load one of `available_models`."""
+
+    @hookimpl
+    def iopaint_available_models(self) -> Iterable[ModelInfo]:
+        """Answer the hook with `available_models`."""
+        return self.available_models
+
+    @hookimpl
+    def iopaint_load_model(self, info: ModelInfo, context: LoadContext) -> Model:
+        """Answer the hook with `load_model`."""
+        return self.load_model(info, context)
+
+
+class PluginManager:
+    """The plugins of one host. Making it imports nothing; `discover` does.
+
+    `allow` and `deny` hold names of distributions, or `distribution:plugin` for one plugin of several. The
+    environment's IOPAINT_PLUGINS (allow) and IOPAINT_DISABLE_PLUGINS (deny), separated by commas, restrict
+    further. What they leave out is never imported. `allow=None` allows all, an empty one nothing.
+    """
+
+    def __init__(self, *, allow: Iterable[str] | None = None, deny: Iterable[str] = ()) -> None:
+        allowed = _names(allow), _from_environment("IOPAINT_PLUGINS")
+        self._allow = [names for names in allowed if names is not None]
+        self._deny = (_names(deny) or set()) | (_from_environment("IOPAINT_DISABLE_PLUGINS") or set())
+        self._pluggy = pluggy.PluginManager("iopaint")
+        self._pluggy.add_hookspecs(hookspecs)
+        self._plugins: dict[str, PluginInfo] = {}
+        self._problems: list[Problem] = []
+        self._lock = threading.Lock()
+        self._discovery = threading.Lock()
+
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin found so far with its status, by distribution and name."""
+        with self._lock:
+            return tuple(sorted(self._plugins.values(), key=_origin))
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What went wrong so far; a plugin that failed stays out of this manager."""
+        with self._lock:
+            return tuple(self._problems)
+
+    def discover(self) -> None:
+        """Find, import and register the plugins that installed packages offer as entry points."""
+        import importlib_metadata
+
+        with self._discovery:
+            entries = [(_plugin_info(entry), entry) for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)]
+            self._check_lists([info for info, _ in entries])
+            for info, entry in sorted(entries, key=lambda pair: _origin(pair[0])):
+                if info.qualified_name in self._plugins:
+                    continue
+                if not self._permits(info):
+                    self._plugins[info.qualified_name] = replace(info, status=PluginStatus.DISABLED)
+                    continue
+                with self._guard(info, Stage.IMPORT):
+                    self._register(entry.load(), info)
+
+    def discover_folder(self, folder: Path) -> None:
+        """Import each `*.py` of a folder as a plugin, except those whose names begin with `_`.
+
+        Whoever may write to the folder may run code in this process, so only a host asks for it.
+        """
+        if not folder.is_dir():
+            raise PluginError(f"{folder} is no folder", "Name a folder that holds single-file plugins")
+        with self._discovery:
+            for path in sorted(folder.glob("[!_.]*.py")):
+                info = PluginInfo(path.stem, str(folder), version="")
+                if info.qualified_name in self._plugins:
+                    continue
+                with self._guard(info, Stage.IMPORT):
+                    self._register(_import_file(path), info)
+
+    def register(self, plugin: object, name: str | None = None, *, distribution: str = "host") -> PluginInfo:
+        """Register a plugin that the host brings along; a wrong one raises `PluginError`."""
+        name = name or getattr(plugin, "name", None) or getattr(plugin, "__name__", None)
+        if not isinstance(name, str):
+            raise PluginError(f"{plugin!r} has no name", "Pass one: register(plugin, 'name')")
+        info = PluginInfo(name, distribution, version="")
+        self._register(plugin, info)
+        return info
+
+    def announcements(self) -> Iterator[tuple[PluginInfo, list[object]]]:
+        """Ask each plugin for its models, in the order of `plugins`; what it returned, unchecked."""
+        implementations = self._pluggy.hook.iopaint_available_models.get_hookimpls()
+        asked = [(self._plugins[impl.plugin_name], impl.function) for impl in implementations]
+        for info, function in sorted(asked, key=lambda pair: _origin(pair[0])):
+            answer: list[object] = []
+            with self._guard(info, Stage.SCAN):
+                answer = _materialise(function())
+            yield info, answer
+
+    def load_model(self, info: ModelInfo, context: LoadContext) -> object:
+        """Run the implementation of the plugin that announced `info` inside the wrappers of every plugin.
+
+        Raises `ModelLoadError`, with what the plugin raised as its cause.
+        """
+        owner = f"{info.distribution}:{info.plugin_name}"
+        plugin = self._pluggy.get_plugin(owner)
+        if plugin is None:
+            raise ModelLoadError(
+                f"{info.qualified_name} can't be loaded: its plugin {owner} is not registered",
+                "Scan again, and look at `iopaint-core plugins` for what became of it",
+            )
+        implementations = self._pluggy.hook.iopaint_load_model.get_hookimpls()
+        wrapping = {impl.plugin_name for impl in implementations if impl.wrapper or impl.hookwrapper}
+        load = _Load(plugin)
+        for name, candidate in self._pluggy.list_name_plugin():
+            if name == owner or name in wrapping:
+                load.register(candidate, name)
+        try:
+            return load.hook.iopaint_load_model(info=info, context=context)
+        except (Exception, SystemExit) as error:
+            raise ModelLoadError(
+                f"{info.qualified_name} could not be loaded: {describe(error)}", _load_remedy(error, info)
+            ) from error
+
+    @contextlib.contextmanager
+    def _guard(self, info: PluginInfo, stage: Stage) -> Iterator[None]:
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            stage = Stage.REGISTER if isinstance(error, _ContractError) else stage
+            remedy = (error.remedy if isinstance(error, IOPaintError) else "") or REMEDIES[stage]
+            with self._lock:
+                if self._pluggy.has_plugin(info.qualified_name):
+                    self._pluggy.unregister(name=info.qualified_name)
+                self._plugins[info.qualified_name] = replace(info, status=PluginStatus.FAILED)
+                self._problems.append(Problem(info.name, info.distribution, info.version, stage, error, remedy))
+
+    def _register(self, plugin: object, info: PluginInfo) -> None:
+        if isinstance(plugin, type) and issubclass(plugin, BasePlugin):
+            plugin = plugin()
+        with self._lock:
+            try:
+                self._pluggy.register(plugin, info.qualified_name)
+            except (ValueError, pluggy.PluginValidationError) as error:
+                raise _ContractError(str(error)) from error
+            if faults := list(self._faults(plugin)):
+                self._pluggy.unregister(plugin)
+                raise _ContractError("; ".join(faults))
+            self._plugins[info.qualified_name] = info
+
+    def _faults(self, plugin: object) -> Iterator[str]:
+        """What is wrong with the hooks of a plugin that pluggy itself lets pass."""
+        implemented = set()
+        for caller in self._pluggy.get_hookcallers(plugin) or []:
+            for impl in (impl for impl in caller.get_hookimpls() if impl.plugin is plugin):
+                wrapper = impl.wrapper or impl.hookwrapper
+                if caller.has_spec():
+                    implemented.add((caller.name, wrapper))
+                elif not impl.optionalhook:
+                    yield f"{caller.name} is no hook{did_you_mean(caller.name, HOOKS)}"
+                if impl.kwargnames:
+                    yield f"{caller.name} gives its argument {impl.kwargnames[0]!r} a default; take it without one"
+                if wrapper and caller.name == ANNOUNCE:
+                    yield f"{ANNOUNCE} takes no wrappers"
+        for name in dir(plugin):
+            if name.startswith("iopaint_") and self._pluggy.parse_hookimpl_opts(plugin, name) is None:
+                if name in HOOKS:
+                    yield f"{name} lacks its @hookimpl"
+                elif callable(getattr(plugin, name)):
+                    yield f"{name} is no hook{did_you_mean(name, HOOKS)}"
+        if not implemented:
+            yield "it implements no hook"
+        elif ((ANNOUNCE, False) in implemented) != ((LOAD, False) in implemented):
+            yield f"{LOAD if (ANNOUNCE, False) in implemented else ANNOUNCE} is missing: implement both hooks"
+
+    def _permits(self, info: PluginInfo) -> bool:
+        names = {_normalise(info.distribution), _normalise(info.qualified_name)}
+        return not names & self._deny and all(names & allowed for allowed in self._allow)
+
+    def _check_lists(self, found: list[PluginInfo]) -> None:
+        known = {_normalise(name) for info in found for name in (info.distribution, info.qualified_name)}
+        for name in sorted(set().union(self._deny, *self._allow) - known):
+            error = PluginError(f"a list of plugins names {name}, which is not installed{did_you_mean(name, known)}")
+            self._problems.append(Problem(name, name, "", Stage.CONFIGURE, error, REMEDIES[Stage.CONFIGURE]))
+
+
+class _ContractError(PluginError):
+    """A plugin's hooks do not fit the hook specifications."""
+
+
+class _Load(pluggy.PluginManager):
+    """Takes each plugin's wrappers, but the implementation of the model's owner alone.
+
+    pluggy's `subset_hook_caller` can't do this: it leaves out a plugin's wrappers with its implementation.
+    """
+
+    def __init__(self, owner: object) -> None:
+        super().__init__("iopaint")
+        self._owner = owner
+        self.add_hookspecs(hookspecs)
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        options = super().parse_hookimpl_opts(plugin, name)
+        if options is None or plugin is self._owner or options["wrapper"] or options["hookwrapper"]:
+            return options
+        return None
+
+
+def _origin(info: PluginInfo) -> tuple[str, str]:
+    return _normalise(info.distribution), info.name
+
+
+def _normalise(name: str) -> str:
+    """Compare names of distributions as pip does (packaging.python.org, "Names and normalization")."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _names(names: Iterable[str] | None) -> set[str] | None:
+    return None if names is None else {_normalise(name) for name in names}
+
+
+def _from_environment(variable: str) -> set[str] | None:
+    value = os.environ.get(variable)
+    return None if value is None else _names(name for name in value.split(",") if name.strip())
+
+
+def _plugin_info(entry: EntryPoint) -> PluginInfo:
+    distribution = entry.dist
+    return PluginInfo(entry.name, distribution.name, distribution.version)
+
+
+def _import_file(path: Path) -> object:
+    name = f"iopaint_plugin_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path} is no Python module")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _materialise(models: object) -> list[object]:
+    if not isinstance(models, Iterable) or isinstance(models, (str, bytes)):
+        raise PluginError(
+            f"{ANNOUNCE} returned {type(models).__name__}, not an iterable of ModelInfo",
+            "Update the package; its author returns a list: [ModelInfo(...)]",
+        )
+    return list(models)
+
+
+def _load_remedy(error: BaseException, info: ModelInfo) -> str:
+    if isinstance(error, IOPaintError) and error.remedy:
+        return error.remedy
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"Install {error.name}, or the extra of {info.distribution} that brings it"
+    return f"Report it to the author of {info.distribution} if the cause is not yours to mend"

@@ -1,0 +1,254 @@
+"""The nouns of the framework, as plain data: models, plugins, problems, requests.
+
+Frozen dataclasses with `Annotated` constraints. pydantic checks them where data comes in from outside
+(`InpaintRequest.validate`), and is imported only there: its import costs more than listing all models.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt
+
+from iopaint_core.errors import RequestError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from typing_extensions import Self
+
+
+class ModelType(str, Enum):
+    """How a model is run; the values are IOPaint's."""
+
+    INPAINT = "inpaint"
+    DIFFUSERS_SD = "diffusers_sd"
+    DIFFUSERS_SD_INPAINT = "diffusers_sd_inpaint"
+    DIFFUSERS_SDXL = "diffusers_sdxl"
+    DIFFUSERS_SDXL_INPAINT = "diffusers_sdxl_inpaint"
+    DIFFUSERS_OTHER = "diffusers_other"
+    PLUGIN = "plugin"
+
+
+class Task(str, Enum):
+    """What a model does to a picture."""
+
+    INPAINT = "inpaint"
+    """Repaint what a mask covers."""
+    RESTORE = "restore"
+    """Return a better picture: upscale, denoise, restore faces."""
+    MATTING = "matting"
+    """Cut the foreground out of its background."""
+    SEGMENT = "segment"
+    """Return a mask, with or without clicks."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as its plugin announces it.
+
+    A plugin gives `name`, `type` and, if it does something else than inpaint, `task`. The catalog overwrites
+    `plugin_name` and `distribution` with the names under which the plugin is registered.
+    """
+
+    name: str
+    type: ModelType
+    plugin_name: str = ""
+    task: Task = Task.INPAINT
+    distribution: str = ""
+
+    @property
+    def qualified_name(self) -> str:
+        """`plugin:name`, which tells apart models of one name from several plugins."""
+        return f"{self.plugin_name}:{self.name}"
+
+
+@dataclass(frozen=True)
+class LoadContext:
+    """Under what conditions to load a model. It grows by fields, the hook never by arguments."""
+
+    device: str = "cpu"
+    """Where the model is to run, as torch spells it: `cpu`, `cuda`, `cuda:1`, `mps`."""
+    dtype: str | None = None
+    """Floating-point type of the weights as torch spells it (`float16`), None for the plugin's choice."""
+    offline: bool = False
+    """No connection may be opened."""
+    cache: Path = Path()
+    """Folder for files that a model needs; it may not exist yet."""
+
+
+class PluginStatus(str, Enum):
+    """What became of a plugin."""
+
+    ACTIVE = "active"
+    DISABLED = "disabled"
+    """Left out by an allow or deny list; never imported."""
+    FAILED = "failed"
+    """Unregistered; a `Problem` says why."""
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A plugin and where it came from."""
+
+    name: str
+    """Name of the entry point, or the file's stem for a single-file plugin."""
+    distribution: str
+    """The package that brought it, or the folder of a single-file plugin."""
+    version: str
+    status: PluginStatus = PluginStatus.ACTIVE
+
+    @property
+    def qualified_name(self) -> str:
+        """`distribution:name`, under which it is registered."""
+        return f"{self.distribution}:{self.name}"
+
+
+class Stage(str, Enum):
+    """Where on its way a plugin failed."""
+
+    CONFIGURE = "configure"
+    """An allow or deny list names something that is not installed."""
+    IMPORT = "import"
+    REGISTER = "register"
+    """Its hooks do not fit the hook specifications."""
+    SCAN = "scan"
+    """Asked for its models, it raised or returned something wrong."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong with a plugin, as data."""
+
+    plugin: str
+    distribution: str
+    version: str
+    stage: Stage
+    error: BaseException
+    remedy: str
+
+    def __str__(self) -> str:
+        origin = f"{self.distribution} {self.version}".strip()
+        return f"{self.plugin} ({origin}), {self.stage.value}: {describe(self.error)}. {self.remedy}."
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line: its own words if it is this package's, else with its type before them."""
+    message = getattr(error, "message", None)
+    return message if message is not None else f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+class HDStrategy(str, Enum):
+    """How a picture that is larger than a model likes is handed to it; the values are IOPaint's."""
+
+    ORIGINAL = "Original"
+    """As it is."""
+    RESIZE = "Resize"
+    """Made smaller, and the result enlarged; pixels outside the mask keep their full resolution."""
+    CROP = "Crop"
+    """Cut out around each part of the mask, with a margin."""
+
+
+class CV2Flag(str, Enum):
+    """Algorithm of the `cv2` model; the values are OpenCV's and IOPaint's."""
+
+    INPAINT_NS = "INPAINT_NS"
+    INPAINT_TELEA = "INPAINT_TELEA"
+
+
+class _Validated:
+    """Adds `validate` to a dataclass; its unknown keys are errors."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    @classmethod
+    def validate(cls, data: object) -> Self:
+        """Make a request from JSON text, a mapping or a request, checking each value.
+
+        Raises `RequestError` with every wrong key or value, and what would be right.
+        """
+        from pydantic import ValidationError
+
+        adapter = _adapter(cls)
+        try:
+            if isinstance(data, (str, bytes)):
+                return adapter.validate_json(data)
+            if isinstance(data, cls):
+                data = {field.name: getattr(data, field.name) for field in fields(data)}  # type: ignore[arg-type] # each subclass is a dataclass
+            return adapter.validate_python(data)
+        except ValidationError as error:
+            raise _request_error(error.errors(include_url=False), cls) from error
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def _request_error(found: list[Any], cls: type) -> RequestError:
+    names = [field.name for field in fields(cls)]
+    lines = []
+    for item in found:
+        key = ".".join(map(str, item["loc"]))
+        if item["type"] == "unexpected_keyword_argument":
+            lines.append(f"{key!r} is no key of it{did_you_mean(key, names)}")
+        elif key:
+            lines.append(f"{key!r} is {item['input']!r}: {item['msg']}")
+        else:
+            lines.append(item["msg"])
+    return RequestError(f"The request is wrong: {'; '.join(lines)}", f"The keys are: {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class InpaintRequest(_Validated):
+    """How to inpaint: IOPaint's names and defaults. IOPaint leaves most ranges open; here a value that can't
+    mean anything, such as a negative margin, is refused.
+    """
+
+    hd_strategy: HDStrategy = HDStrategy.CROP
+    hd_strategy_crop_trigger_size: Annotated[int, Ge(1)] = 800
+    """Pixels; `Crop` cuts out of a picture whose longer side exceeds this."""
+    hd_strategy_crop_margin: Annotated[int, Ge(0)] = 128
+    """Pixels of surroundings that a crop keeps on each side of the mask."""
+    hd_strategy_resize_limit: Annotated[int, Ge(1)] = 1280
+    """Pixels; `Resize` brings the longer side down to this."""
+    sd_mask_blur: Annotated[int, Ge(0)] = 11
+    """Pixels around the mask over which models that declare `mask_blur` blend into the picture."""
+    sd_match_histograms: bool = False
+    """Give the result the colours that the picture has outside the mask."""
+    sd_keep_unmasked_area: bool = True
+    """Take only what the mask covers from the model; False takes its whole result."""
+    cv2_flag: CV2Flag = CV2Flag.INPAINT_NS
+    cv2_radius: Annotated[int, Ge(0)] = 4
+    """Pixels of the neighbourhood that the `cv2` model looks at."""
+
+
+@dataclass(frozen=True)
+class ImageRequest(_Validated):
+    """How to run an `ImageModel`."""
+
+    scale: Annotated[float, Gt(0)] = 2.0
+    """How many times larger an upscaler makes the picture; other models do not read it."""
+
+
+@dataclass(frozen=True)
+class Click:
+    """A point that a user clicked on, in pixels from the top left corner."""
+
+    x: Annotated[int, Ge(0)]
+    y: Annotated[int, Ge(0)]
+    positive: bool = True
+    """True to take what is there, False to leave it out."""
+
+
+@dataclass(frozen=True)
+class MaskRequest(_Validated):
+    """How to run a `MaskModel`."""
+
+    clicks: tuple[Click, ...] = ()
