@@ -58,12 +58,16 @@ def find_model(name: str, models: Iterable[ModelInfo]) -> ModelInfo:
         distinct = len({info.qualified_name for info in found}) == len(found)
         choices = tuple(_names(info)[1 if distinct else 2] for info in found)
         raise AmbiguousModelError(
-            f"{len(found)} plugins announce a model named {name}", f"Name one of: {', '.join(choices)}", choices
+            f"{len(found)} plugins announce a model named {name}",
+            f"Name one of: {', '.join(choices)}",
+            choices,
         )
     choices = nearest(name, [info.name for info in models])
     remedy = f"Did you mean {' or '.join(choices)}?" if choices else ""
     raise UnknownModelError(
-        f"No plugin announces a model named {name}", f"{remedy} `iopaint-core list` shows all".strip(), choices
+        f"No plugin announces a model named {name}",
+        f"{remedy} `iopaint-core list` shows all".strip(),
+        choices,
     )
 
 
@@ -78,7 +82,9 @@ def _accept(plugin: PluginInfo, announced: list[object], problems: list[Problem]
         if isinstance(info, ModelInfo) and not (fault := _fault(info, accepted)):
             accepted[info.name] = replace(info, plugin_name=plugin.name, distribution=plugin.distribution)
         else:
-            error = PluginError(f"announces {info!r:.200}, {fault if isinstance(info, ModelInfo) else 'no ModelInfo'}")
+            error = PluginError(
+                f"announces {info!r:.200}, {fault if isinstance(info, ModelInfo) else 'no ModelInfo'}"
+            )
             remedy = REMEDIES[Stage.SCAN]
             problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
     return [accepted[name] for name in sorted(accepted)]

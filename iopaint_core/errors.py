@@ -44,7 +44,11 @@ class ModelLoadError(IOPaintError):
     """A plugin could not load a model that it announced."""
 
 
-class ModelOutputError(IOPaintError):
+class ModelError(IOPaintError):
+    """A loaded model failed on a picture."""
+
+
+class ModelOutputError(ModelError):
     """A model returned something else than its contract says."""
 
 

@@ -109,7 +109,7 @@ def enlarge(image: Image, height: int, width: int) -> Image:
 
 
 def match_histograms(image: Image, reference: Image, where: NDArray[np.bool_]) -> Image:
-    """The image with its colours mapped so that, at the pixels `where`, each channel is distributed as in the reference.
+    """The image with its colours mapped so that at the pixels `where` each channel is distributed as there.
 
     Cumulative histogram matching: Gonzalez and Woods, Digital Image Processing, "Histogram Matching".
     """

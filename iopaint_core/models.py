@@ -6,10 +6,11 @@ A plugin subclasses one of them and writes `forward`. Images are RGB `uint8` arr
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from iopaint_core import imaging
@@ -17,9 +18,6 @@ from iopaint_core.errors import InputError, ModelOutputError
 from iopaint_core.schema import HDStrategy, ImageRequest, InpaintRequest, MaskRequest
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from iopaint_core.imaging import Image, Mask
 
 Progress = Callable[[int, int], None]
@@ -34,3 +32,199 @@ def report_progress(step: int, total: int) -> None:
     report = _progress.get()
     if report is not None:
         report(step, total)
+
+
+class Model:
+    """What a plugin's loader returns, in one of three shapes."""
+
+    @property
+    def components(self) -> Mapping[str, object]:
+        """The pieces that hold weights, by name; override to let hosts see them."""
+        return {}
+
+    def close(self) -> None:
+        """Called once, when the pool drops the model; override to free what the garbage collector does not."""
+
+
+class InpaintModel(Model, ABC):
+    """Repaints what a mask covers. Everything around `forward` is done here, once for all models."""
+
+    pad_multiple: int = 1
+    """Both sides of what `forward` receives are multiples of this, in pixels."""
+    min_size: int = 1
+    """Neither side of what `forward` receives is smaller, in pixels."""
+    square: bool = False
+    """`forward` receives squares."""
+    mask_blur: bool = False
+    """Results fade into the picture over `request.sd_mask_blur` pixels around the mask."""
+
+    @abstractmethod
+    def forward(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+        """Repaint `image` where `mask` is 255; returns a `uint8` array of the image's shape.
+
+        The mask holds 0 and 255 only and is not empty. What is returned outside it is not used, unless
+        `request.sd_keep_unmasked_area` is False.
+        """
+
+    def __call__(
+        self,
+        image: Image,
+        mask: Mask,
+        request: InpaintRequest | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Repaint what `mask` covers (above 127) and return a new RGB `uint8` array of the image's shape.
+
+        Pixels outside the mask come back bit for bit, unless the request or `mask_blur` says otherwise.
+        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
+        """
+        request = InpaintRequest() if request is None else InpaintRequest.validate(request)
+        _check_image(image)
+        _check_mask(mask, image)
+        covered = imaging.binarize(mask)
+        if not covered.any():
+            hint = f"; its largest value is {mask.max()}, and above 127 counts" if mask.any() else ""
+            _logger.warning("The mask is empty, so the picture is returned unchanged%s", hint)
+            return image.copy()
+        with _reporting_to(progress):
+            result = self._repaint(image, covered, request)
+        if not request.sd_keep_unmasked_area:
+            return result
+        return imaging.blend(result, image, covered, request.sd_mask_blur if self.mask_blur else 0)
+
+    def _repaint(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+        longer = max(mask.shape)
+        if request.hd_strategy is HDStrategy.CROP and longer > request.hd_strategy_crop_trigger_size:
+            result = image.copy()
+            boxes = imaging.crop_boxes(mask, request.hd_strategy_crop_margin)
+            for part, box in enumerate(boxes):
+                with _reporting_part(part, len(boxes)):
+                    result[box.slices] = self._forward_padded(image[box.slices], mask[box.slices], request)
+            return result
+        with _reporting_part(0, 1):
+            if request.hd_strategy is HDStrategy.RESIZE and longer > request.hd_strategy_resize_limit:
+                small = imaging.shrink(image, mask, request.hd_strategy_resize_limit)
+                return imaging.enlarge(self._forward_padded(*small, request), *mask.shape)
+            return self._forward_padded(image, mask, request)
+
+    def _forward_padded(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+        height, width = mask.shape
+        padded, padded_mask = (
+            imaging.pad(array, multiple=self.pad_multiple, min_size=self.min_size, square=self.square)
+            for array in (image, mask)
+        )
+        result = self.forward(padded, padded_mask, request)
+        _check_output(self, result, [padded.shape])
+        result = result[:height, :width]
+        if request.sd_match_histograms:
+            result = imaging.match_histograms(result, image, mask == 0)
+        return result
+
+
+class ImageModel(Model, ABC):
+    """Makes a picture from a picture: upscales, restores, cuts out."""
+
+    @abstractmethod
+    def forward(self, image: Image, request: ImageRequest) -> Image:
+        """Return a `uint8` array `(H, W, 3)` in RGB or `(H, W, 4)` in RGBA, of any size."""
+
+    def __call__(
+        self, image: Image, request: ImageRequest | None = None, *, progress: Progress | None = None
+    ) -> Image:
+        """Run the model; the image is not written to.
+
+        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
+        """
+        request = ImageRequest() if request is None else ImageRequest.validate(request)
+        _check_image(image)
+        with _reporting_to(progress), _reporting_part(0, 1):
+            result = self.forward(image.copy(), request)
+        shape = getattr(result, "shape", ())
+        _check_output(self, result, [(*shape[:2], channels) for channels in (3, 4)])
+        return result
+
+
+class MaskModel(Model, ABC):
+    """Finds a mask in a picture, with or without clicks."""
+
+    @abstractmethod
+    def forward(self, image: Image, request: MaskRequest) -> Mask:
+        """Return a `uint8` array `(H, W)`, 255 where the subject is."""
+
+    def __call__(
+        self, image: Image, request: MaskRequest | None = None, *, progress: Progress | None = None
+    ) -> Mask:
+        """Run the model; the image is not written to.
+
+        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
+        """
+        request = MaskRequest() if request is None else MaskRequest.validate(request)
+        _check_image(image)
+        height, width = image.shape[:2]
+        for click in request.clicks:
+            if click.x >= width or click.y >= height:
+                raise InputError(f"{click} is outside the image of {width} x {height}", "Click inside the image")
+        with _reporting_to(progress), _reporting_part(0, 1):
+            result = self.forward(image.copy(), request)
+        _check_output(self, result, [(height, width)])
+        return result
+
+
+@contextlib.contextmanager
+def _reporting_to(progress: Progress | None) -> Iterator[None]:
+    token = _progress.set(progress)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
+
+
+@contextlib.contextmanager
+def _reporting_part(part: int, parts: int) -> Iterator[None]:
+    """Report the steps of one part of the work as steps of the whole."""
+    report = _progress.get()
+    if report is None:
+        yield
+        return
+    with _reporting_to(lambda step, total: report(part * total + step, parts * total)):
+        yield
+        report_progress(1, 1)
+
+
+def _check_image(image: Image) -> None:
+    import numpy as np
+
+    found = _describe(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"The image is {found}", "Pass RGB as a uint8 array of shape (H, W, 3)")
+    if not image.size:
+        raise InputError(f"The image is {found}: it has no pixels", "Pass at least one pixel")
+
+
+def _check_mask(mask: Mask, image: Image) -> None:
+    import numpy as np
+
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
+        raise InputError(
+            f"The mask is {_describe(mask)}", "Pass a uint8 array of shape (H, W), 255 where to repaint"
+        )
+    if mask.shape != image.shape[:2]:
+        sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (image, mask)]
+        raise InputError(f"The image is {sizes[0]} and the mask {sizes[1]}", "Make the mask as large as the image")
+
+
+def _check_output(model: Model, result: object, shapes: list[tuple[int, ...]]) -> None:
+    import numpy as np
+
+    if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise ModelOutputError(
+            f"{type(model).__name__}.forward returned {_describe(result)}, not a uint8 array of shape {wanted}",
+            "Report it to the author of the plugin",
+        )
+
+
+def _describe(array: object) -> str:
+    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+    return type(array).__name__ if shape is None else f"a {dtype} array of shape {tuple(shape)}"

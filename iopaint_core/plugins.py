@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -107,7 +108,9 @@ class PluginManager:
         import importlib_metadata
 
         with self._discovery:
-            entries = [(_plugin_info(entry), entry) for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)]
+            entries = [
+                (_plugin_info(entry), entry) for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
+            ]
             self._check_lists([info for info, _ in entries])
             for info, entry in sorted(entries, key=lambda pair: _origin(pair[0])):
                 if info.qualified_name in self._plugins:
@@ -181,7 +184,7 @@ class PluginManager:
     def _guard(self, info: PluginInfo, stage: Stage) -> Iterator[None]:
         try:
             yield
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
             stage = Stage.REGISTER if isinstance(error, _ContractError) else stage
             remedy = (error.remedy if isinstance(error, IOPaintError) else "") or REMEDIES[stage]
             with self._lock:
@@ -205,28 +208,34 @@ class PluginManager:
 
     def _faults(self, plugin: object) -> Iterator[str]:
         """What is wrong with the hooks of a plugin that pluggy itself lets pass."""
-        implemented = set()
-        for caller in self._pluggy.get_hookcallers(plugin) or []:
-            for impl in (impl for impl in caller.get_hookimpls() if impl.plugin is plugin):
-                wrapper = impl.wrapper or impl.hookwrapper
-                if caller.has_spec():
-                    implemented.add((caller.name, wrapper))
-                elif not impl.optionalhook:
-                    yield f"{caller.name} is no hook{did_you_mean(caller.name, HOOKS)}"
-                if impl.kwargnames:
-                    yield f"{caller.name} gives its argument {impl.kwargnames[0]!r} a default; take it without one"
-                if wrapper and caller.name == ANNOUNCE:
-                    yield f"{ANNOUNCE} takes no wrappers"
+        hooks = [
+            (caller, impl, impl.wrapper or impl.hookwrapper)
+            for caller in self._pluggy.get_hookcallers(plugin) or []
+            for impl in caller.get_hookimpls()
+            if impl.plugin is plugin
+        ]
+        for caller, impl, wrapper in hooks:
+            if not caller.has_spec() and not impl.optionalhook:
+                yield f"{caller.name} is no hook{did_you_mean(caller.name, HOOKS)}"
+            if impl.kwargnames:
+                yield f"{caller.name} gives its argument {impl.kwargnames[0]!r} a default; take it without one"
+            if wrapper and caller.name == ANNOUNCE:
+                yield f"{ANNOUNCE} takes no wrappers"
+        yield from self._unmarked(plugin)
+        implemented = {caller.name for caller, _, wrapper in hooks if not wrapper} & set(HOOKS)
+        if not hooks:
+            yield "it implements no hook"
+        for missing in set(HOOKS) - implemented if implemented else ():
+            yield f"{missing} is missing: implement both hooks"
+
+    def _unmarked(self, plugin: object) -> Iterator[str]:
+        """Functions named like hooks that pluggy does not see."""
         for name in dir(plugin):
             if name.startswith("iopaint_") and self._pluggy.parse_hookimpl_opts(plugin, name) is None:
                 if name in HOOKS:
                     yield f"{name} lacks its @hookimpl"
-                elif callable(getattr(plugin, name)):
+                elif inspect.isroutine(getattr(plugin, name)):
                     yield f"{name} is no hook{did_you_mean(name, HOOKS)}"
-        if not implemented:
-            yield "it implements no hook"
-        elif ((ANNOUNCE, False) in implemented) != ((LOAD, False) in implemented):
-            yield f"{LOAD if (ANNOUNCE, False) in implemented else ANNOUNCE} is missing: implement both hooks"
 
     def _permits(self, info: PluginInfo) -> bool:
         names = {_normalise(info.distribution), _normalise(info.qualified_name)}
@@ -235,7 +244,9 @@ class PluginManager:
     def _check_lists(self, found: list[PluginInfo]) -> None:
         known = {_normalise(name) for info in found for name in (info.distribution, info.qualified_name)}
         for name in sorted(set().union(self._deny, *self._allow) - known):
-            error = PluginError(f"a list of plugins names {name}, which is not installed{did_you_mean(name, known)}")
+            error = PluginError(
+                f"a list of plugins names {name}, which is not installed{did_you_mean(name, known)}"
+            )
             self._problems.append(Problem(name, name, "", Stage.CONFIGURE, error, REMEDIES[Stage.CONFIGURE]))
 
 
@@ -280,8 +291,8 @@ def _from_environment(variable: str) -> set[str] | None:
 
 
 def _plugin_info(entry: EntryPoint) -> PluginInfo:
-    distribution = entry.dist
-    return PluginInfo(entry.name, distribution.name, distribution.version)
+    metadata = entry.dist.metadata if entry.dist else {}
+    return PluginInfo(entry.name, metadata.get("Name") or "unknown", metadata.get("Version") or "")
 
 
 def _import_file(path: Path) -> object:

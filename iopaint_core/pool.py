@@ -10,13 +10,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from iopaint_core.errors import PoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
 
 
 class Pooled(Protocol):
@@ -90,9 +92,7 @@ class ModelPool(Generic[M]):
         with self._lock:
             self._collect()
             leases = {key: entry.leases for key, entry in self._entries.items()}
-            return PoolStats(
-                leases, self._hits, self._waits, self._loads, self._failed_loads, self._releases
-            )
+            return PoolStats(leases, self._hits, self._waits, self._loads, self._failed_loads, self._releases)
 
     def _pin(self, key: Hashable, load: Callable[[], M]) -> _Entry[M]:
         while True:
@@ -164,7 +164,9 @@ class Lease(Generic[M]):
     def model(self) -> M:
         """The model; raises `PoolError` once the lease is closed."""
         if not self._finalizer.alive:
-            raise PoolError(f"The lease of {self.key} is closed", "Take a new one; use a model only inside its lease")
+            raise PoolError(
+                f"The lease of {self.key} is closed", "Take a new one; use a model only inside its lease"
+            )
         return self._entry.loaded.result()
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ Frozen dataclasses with `Annotated` constraints. pydantic checks them where data
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -18,6 +17,8 @@ from annotated_types import Ge, Gt
 from iopaint_core.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import TypeAdapter
     from typing_extensions import Self
 
@@ -173,7 +174,7 @@ class _Validated:
         """
         from pydantic import ValidationError
 
-        adapter = _adapter(cls)
+        adapter: TypeAdapter[Self] = _adapter(cls)  # type: ignore[arg-type] # python/mypy#6568: a class is hashable
         try:
             if isinstance(data, (str, bytes)):
                 return adapter.validate_json(data)

@@ -1,0 +1,221 @@
+"""One picture or a folder of them: pair pictures with masks, run a model, write the results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from iopaint_core.errors import InputError, IOPaintError, ModelError, PictureReadError, PictureWriteError
+from iopaint_core.models import ImageModel, InpaintModel, Model
+from iopaint_core.pictures import (
+    FORMATS,
+    MAX_PIXELS,
+    QUALITY,
+    Picture,
+    copy_picture,
+    read_mask,
+    read_picture,
+    write_picture,
+)
+from iopaint_core.schema import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import PIL.Image
+
+    from iopaint_core.imaging import Image, Mask
+    from iopaint_core.manager import ModelManager
+    from iopaint_core.schema import InpaintRequest
+
+
+class Status(str, Enum):
+    """What became of one picture."""
+
+    REPAIRED = "repaired"
+    UNCHANGED = "unchanged"
+    """Its mask is empty; it was copied as it is."""
+    SKIPPED = "skipped"
+    """Its result stands already."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture, the masks found for it, and where the result goes."""
+
+    image: Path
+    masks: tuple[Path, ...]
+    """One for a model that takes a mask; none, or several of one stem, are errors of this job."""
+    output: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job, and the error if it failed."""
+
+    job: Job
+    status: Status
+    error: IOPaintError | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How results are made and written."""
+
+    request: InpaintRequest | None = None
+    overwrite: bool = False
+    concat: bool = False
+    """Write picture, mask and result side by side."""
+    quality: int = QUALITY
+    max_pixels: int = MAX_PIXELS
+
+
+def plan(
+    image: Path, mask: Path | None, output: Path, *, recursive: bool = False, overwrite: bool = False
+) -> list[Job]:
+    """The jobs for a picture or a folder of pictures.
+
+    A folder's masks are found by the pictures' stems, below the same subfolders; a mask that is a file serves
+    every picture. Raises `InputError` if there is nothing to do, or if a result would replace a picture or a
+    mask without `overwrite`.
+    """
+    for path in (image, mask):
+        if path is not None and not path.exists():
+            raise InputError(f"There is no file or folder {path}", "Check its name")
+    jobs = _folder_jobs(image, mask, output, recursive) if image.is_dir() else [_file_job(image, mask, output)]
+    for job in jobs:
+        if not overwrite and any(_same(job.output, source) for source in (job.image, *job.masks)):
+            raise InputError(f"The result would overwrite {job.output}", "Add --overwrite, or write elsewhere")
+    return jobs
+
+
+def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) -> Iterator[Outcome]:
+    """Do each job and tell what became of it; a bad picture does not stop the others.
+
+    The model is leased throughout. Raises `ModelNameError` or `ModelLoadError` before the first job, and
+    `InputError` if the model takes masks and there are none, or the other way round.
+    """
+    with manager.load(model) as loaded:
+        masked = any(job.masks for job in jobs)
+        if isinstance(loaded, InpaintModel) and not masked:
+            raise InputError(f"{model} repaints what a mask covers, and there is no mask", "Give masks with --mask")
+        if masked and not isinstance(loaded, InpaintModel):
+            raise InputError(f"{model} takes no mask", "Leave out --mask")
+        for job in jobs:
+            if job.output.exists() and not options.overwrite:
+                yield Outcome(job, Status.SKIPPED)
+                continue
+            try:
+                yield Outcome(job, _do(manager, model, loaded, job, options))
+            except IOPaintError as error:
+                yield Outcome(job, Status.FAILED, error)
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                told = ModelError(
+                    f"{model} failed on {job.image}: {describe(error)}",
+                    "Report it to the author of the plugin",
+                )
+                told.__cause__ = error
+                yield Outcome(job, Status.FAILED, told)
+
+
+def _file_job(image: Path, mask: Path | None, output: Path) -> Job:
+    if output.is_dir() or not output.suffix:
+        output = output / image.name
+    if output.suffix.lower() not in FORMATS:
+        raise InputError(f"{output} has no suffix of a known format", f"Use one of {', '.join(FORMATS)}")
+    return Job(image, _masks_of(image, image.parent, mask), output)
+
+
+def _folder_jobs(folder: Path, mask: Path | None, output: Path, recursive: bool) -> list[Job]:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{folder} is a folder and {output} is a file", "Name a folder for the results")
+    others = [path.resolve() for path in (mask, output) if path is not None and not _same(path, folder)]
+    jobs = [
+        Job(path, _masks_of(path, folder, mask), output / path.relative_to(folder))
+        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+        if _is_picture(path) and not any(path.resolve().is_relative_to(other) for other in others)
+    ]
+    if not jobs:
+        hint = "" if recursive else " (--recursive looks into its folders too)"
+        raise InputError(f"{folder} holds no pictures{hint}", f"Their suffixes are {', '.join(FORMATS)}")
+    return jobs
+
+
+def _masks_of(image: Path, folder: Path, mask: Path | None) -> tuple[Path, ...]:
+    if mask is None or not mask.is_dir():
+        return () if mask is None else (mask,)
+    beside = (mask / image.relative_to(folder)).parent
+    found = beside.iterdir() if beside.is_dir() else ()
+    return tuple(sorted(path for path in found if path.stem == image.stem and _is_picture(path)))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS and not path.name.startswith(".") and path.is_file()
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _do(manager: ModelManager, model: str, loaded: Model, job: Job, options: Options) -> Status:
+    picture = read_picture(job.image, max_pixels=options.max_pixels)
+    mask = _mask_for(picture, job, options) if isinstance(loaded, InpaintModel) else None
+    empty = mask is not None and not (mask > 127).any()
+    _make_folder(job.output.parent)
+    same_format = FORMATS[job.image.suffix.lower()] == FORMATS[job.output.suffix.lower()]
+    if empty and same_format and not options.concat:
+        copy_picture(job.image, job.output)
+        return Status.UNCHANGED
+    if mask is not None:
+        result = manager.inpaint(model, picture.rgb, mask, options.request)
+    elif isinstance(loaded, ImageModel):
+        result = manager.process(model, picture.rgb)
+    else:
+        result = manager.segment(model, picture.rgb)
+    repaired = picture.repaired(result) if result.ndim == 3 else Picture(_to_pillow(result))
+    if options.concat:
+        repaired = _side_by_side([array for array in (picture.rgb, mask, repaired.rgb) if array is not None])
+    write_picture(repaired, job.output, quality=options.quality)
+    return Status.UNCHANGED if empty else Status.REPAIRED
+
+
+def _mask_for(picture: Picture, job: Job, options: Options) -> Mask:
+    if len(job.masks) != 1:
+        found = f"{len(job.masks)} masks: {', '.join(map(str, job.masks))}" if job.masks else "no mask"
+        raise PictureReadError(f"{job.image} has {found}", "Give each picture one mask with its stem")
+    mask = read_mask(job.masks[0], max_pixels=options.max_pixels)
+    if mask.shape != picture.rgb.shape[:2]:
+        sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (picture.rgb, mask)]
+        raise InputError(
+            f"{job.image} is {sizes[0]} and its mask {job.masks[0]} is {sizes[1]}",
+            "Make the mask as large as the picture",
+        )
+    return mask
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PictureWriteError(f"{folder} could not be made: {error}", "Write elsewhere") from error
+
+
+def _side_by_side(arrays: list[Image]) -> Picture:
+    import PIL.Image
+
+    panels = [_to_pillow(array) for array in arrays]
+    canvas = PIL.Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
+    left = 0
+    for panel in panels:
+        canvas.paste(panel, (left, 0))
+        left += panel.width
+    return Picture(canvas)
+
+
+def _to_pillow(array: Image) -> PIL.Image.Image:
+    import PIL.Image
+
+    return PIL.Image.fromarray(array)

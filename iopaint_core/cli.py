@@ -1,0 +1,256 @@
+"""The command line: `iopaint-core list | plugins | run | doctor`.
+
+What a command is asked for goes to standard output, everything else to standard error. Exit codes: 0 done,
+1 something failed and is reported, 2 the command was used wrongly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from iopaint_core.catalog import ScanReport, scan
+from iopaint_core.errors import IOPaintError
+from iopaint_core.plugins import PluginManager
+from iopaint_core.schema import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from iopaint_core.batch import Outcome
+
+_EXISTING = click.Path(exists=True, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--plugins-dir", type=_FOLDER, help="Also load the single-file plugins of this folder.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more, to standard error.")
+@click.version_option(package_name="iopaint-core")
+@click.pass_context
+def main(context: click.Context, plugins_dir: Path | None, verbose: bool) -> None:
+    """Repair pictures with the models of all installed plugins."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    context.obj = plugins_dir
+
+
+@main.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_obj
+def list_models(plugins_dir: Path | None, as_json: bool) -> None:
+    """List the models that can be run."""
+    report = _scan(plugins_dir)
+    columns = ("name", "task", "type", "plugin_name", "distribution")
+    rows = [
+        (info.name, info.task.value, info.type.value, info.plugin_name, info.distribution) for info in report.models
+    ]
+    if as_json:
+        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        _print_table(columns, rows)
+    if report.problems:
+        click.echo(f"Problems with plugins: {len(report.problems)}. `iopaint-core plugins` shows them.", err=True)
+
+
+@main.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_obj
+def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
+    """List the plugins that were found, and what went wrong with them."""
+    report = _scan(plugins_dir)
+    models = Counter((info.distribution, info.plugin_name) for info in report.models)
+    columns = ("name", "distribution", "version", "status", "models")
+    rows = [
+        (
+            plugin.name,
+            plugin.distribution,
+            plugin.version,
+            plugin.status.value,
+            models[plugin.distribution, plugin.name],
+        )
+        for plugin in report.plugins
+    ]
+    if as_json:
+        problems = [
+            {
+                "plugin": problem.plugin,
+                "distribution": problem.distribution,
+                "version": problem.version,
+                "stage": problem.stage.value,
+                "error": describe(problem.error),
+                "remedy": problem.remedy,
+            }
+            for problem in report.problems
+        ]
+        _print_json({"plugins": [dict(zip(columns, row, strict=True)) for row in rows], "problems": problems})
+    else:
+        _print_table(columns, rows)
+        for problem in report.problems:
+            click.echo(f"Problem: {problem}", err=True)
+
+
+@main.command()
+@click.option("--model", default="cv2", help="Name of the model, as `list` shows it, or plugin:name.")
+@click.option("--image", type=_EXISTING, required=True, help="Picture, or folder of pictures.")
+@click.option(
+    "--mask", type=_EXISTING, help="White where to repaint: one for all, or a folder with the same stems."
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="File or folder for the result.")
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="InpaintRequest as JSON."
+)
+@click.option("--recursive", is_flag=True, help="Look into the folder's folders too.")
+@click.option("--overwrite", is_flag=True, help="Replace what exists; without it, finished pictures are skipped.")
+@click.option("--concat", is_flag=True, help="Write picture, mask and result side by side.")
+@click.option("--quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG and WebP.")
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(min=0, min_open=True),
+    default=178.9,
+    help="Refuse larger pictures.",
+)
+@click.option("--device", default="cpu", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+@click.option("--model-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for the models' files.")
+@click.pass_obj
+def run(
+    plugins_dir: Path | None,
+    model: str,
+    image: Path,
+    mask: Path | None,
+    output: Path,
+    config: Path | None,
+    recursive: bool,
+    overwrite: bool,
+    concat: bool,
+    quality: int,
+    max_megapixels: float,
+    device: str,
+    model_dir: Path | None,
+) -> None:
+    """Run a model on a picture or a folder of pictures.
+
+    Results keep the names and formats of the pictures when --output is a folder.
+    """
+    from dataclasses import replace
+
+    import PIL.Image
+
+    from iopaint_core import batch
+    from iopaint_core.manager import ModelManager, default_context
+    from iopaint_core.schema import InpaintRequest
+
+    PIL.Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit
+    with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
+        request = InpaintRequest.validate(config.read_bytes()) if config else None
+        jobs = batch.plan(image, mask, output, recursive=recursive, overwrite=overwrite)
+        context = replace(default_context(), device=device)
+        if model_dir:
+            context = replace(context, cache=model_dir)
+        manager = ModelManager(_plugins(plugins_dir), context=context)
+        options = batch.Options(request, overwrite, concat, quality, round(max_megapixels * 1_000_000))
+        counts = Counter(
+            _report(outcome) for outcome in _with_progress(batch.run(manager, model, jobs, options), jobs)
+        )
+    click.echo(", ".join(f"{counts[status]} {status}" for status in counts), err=True)
+    if counts[batch.Status.FAILED.value]:
+        sys.exit(1)
+
+
+@main.command()
+@click.pass_obj
+def doctor(plugins_dir: Path | None) -> None:
+    """Check the installation: versions, settings, plugins. Exits with 1 if something is wrong."""
+    import os
+    import platform
+
+    import importlib_metadata
+
+    from iopaint_core.manager import default_context
+
+    def version(name: str) -> str:
+        try:
+            return importlib_metadata.version(name)
+        except importlib_metadata.PackageNotFoundError:
+            return "not installed"
+
+    report = _scan(plugins_dir)
+    packages = ("iopaint-core", "pluggy", "numpy", "opencv-python-headless", "pillow", "pydantic")
+    extras = ("torch", "torchvision", "diffusers", "transformers", "onnxruntime", "spandrel")
+    settings = (
+        "IOPAINT_HOME",
+        "IOPAINT_OFFLINE",
+        "HF_HUB_OFFLINE",
+        "IOPAINT_PLUGINS",
+        "IOPAINT_DISABLE_PLUGINS",
+    )
+    context = default_context()
+    rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
+    rows += [(name, version(name)) for name in packages + extras]
+    rows += [(name, os.environ.get(name, "not set")) for name in settings]
+    rows += [("cache", str(context.cache)), ("offline", "yes" if context.offline else "no")]
+    rows += [("plugins", str(len(report.plugins))), ("models", str(len(report.models)))]
+    _print_table(("what", "found"), rows)
+    for problem in report.problems:
+        click.echo(f"Problem: {problem}", err=True)
+    if report.problems:
+        sys.exit(1)
+    click.echo("Nothing wrong was found.")
+
+
+def _plugins(folder: Path | None) -> PluginManager:
+    plugins = PluginManager()
+    plugins.discover()
+    if folder:
+        plugins.discover_folder(folder)
+    return plugins
+
+
+def _scan(folder: Path | None) -> ScanReport:
+    """Scan, keeping whatever plugins print off standard output."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return scan(_plugins(folder))
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except IOPaintError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _with_progress(outcomes: Iterator[Outcome], jobs: Sequence[object]) -> Iterator[Outcome]:
+    """The outcomes, with a progress bar on a terminal."""
+    bar = click.progressbar(outcomes, length=len(jobs), file=sys.stderr, hidden=not sys.stderr.isatty())
+    with bar as shown:
+        yield from shown
+
+
+def _report(outcome: Outcome) -> str:
+    job = outcome.job
+    if outcome.error:
+        click.echo(f"\rError: {outcome.error}", err=True)
+        logging.getLogger(__name__).info("%s failed", job.image, exc_info=outcome.error)
+    elif outcome.status.value != "repaired":
+        reasons = {"unchanged": "its mask is empty", "skipped": "the result exists; --overwrite replaces it"}
+        click.echo(f"\r{job.output} {outcome.status.value}: {reasons[outcome.status.value]}", err=True)
+    return outcome.status.value
+
+
+def _print_json(document: object) -> None:
+    import json
+
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    lines = [[str(cell) for cell in row] for row in ([name.upper() for name in columns], *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
