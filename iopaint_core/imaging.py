@@ -118,12 +118,11 @@ def match_histograms(image: Image, reference: Image, where: NDArray[np.bool_]) -
     if not where.any():
         return image
     matched = np.empty_like(image)
-    levels = np.arange(256)
     for channel in range(image.shape[2]):
         source, target = (
             np.cumsum(np.bincount(picture[..., channel][where], minlength=256)) for picture in (image, reference)
         )
-        table = np.interp(source, target, levels).round().astype("uint8")
+        table = np.searchsorted(target, np.maximum(source, 1)).astype("uint8")
         matched[..., channel] = table[image[..., channel]]
     return matched
 

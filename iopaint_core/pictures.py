@@ -143,7 +143,7 @@ class Picture:
         return profile if profile.profile.xcolor_space.strip() == "CMYK" else None
 
 
-def read_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read a PNG, JPEG, WebP, TIFF or BMP file, turned upright as its EXIF orientation says.
 
     Raises `PictureTooLargeError` before decoding more than `max_pixels` (Pillow's own `MAX_IMAGE_PIXELS` holds
@@ -151,6 +151,7 @@ def read_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     from PIL import ImageOps
 
+    path = Path(path)
     with _opened(path, max_pixels) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a camera's MPO holds previews beside the picture
@@ -171,7 +172,7 @@ def read_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         return Picture(samples, path, _metadata(image))
 
 
-def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> Mask:
+def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Mask:
     """Read a mask as `uint8` `(H, W)`: brightness, with what is transparent as 0. Raises as `read_picture`."""
     import numpy as np
     import PIL.Image
@@ -185,7 +186,7 @@ def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> Mask:
     return np.array(samples.convert("L"))
 
 
-def write_picture(picture: Picture, path: Path, *, quality: int = QUALITY) -> None:
+def write_picture(picture: Picture, path: str | Path, *, quality: int = QUALITY) -> None:
     """Write a picture in the format that the suffix of `path` names, with its metadata.
 
     The file is written aside and renamed, so that `path` holds the old or the new picture, whole, at any time.

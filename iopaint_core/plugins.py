@@ -291,7 +291,13 @@ def _from_environment(variable: str) -> set[str] | None:
 
 
 def _plugin_info(entry: EntryPoint) -> PluginInfo:
-    metadata = entry.dist.metadata if entry.dist else {}
+    """A distribution with broken metadata has no name or version; its plugins are found all the same."""
+    try:
+        metadata = entry.dist.metadata if entry.dist else None
+    except FileNotFoundError:  # importlib-metadata's MetadataNotFound, which its oldest versions lack
+        metadata = None
+    if metadata is None:
+        return PluginInfo(entry.name, "unknown", version="")
     return PluginInfo(entry.name, metadata.get("Name") or "unknown", metadata.get("Version") or "")
 
 

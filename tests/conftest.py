@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iopaint_core import InpaintModel, ModelInfo, ModelManager, ModelType, PluginManager, hookimpl
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Red(InpaintModel):
+    """Paints everything red, so that a test sees which pixels of the result were taken."""
+
+    def forward(self, image, mask, request):
+        image[:] = (255, 0, 0)
+        return image
+
+
+def make_plugin(*names, load=Red, **functions):
+    """A plugin module that announces models of those names; `functions` replace or add its hooks."""
+    module = types.ModuleType("a_plugin")
+
+    @hookimpl
+    def iopaint_available_models():
+        return [ModelInfo(name=name, type=ModelType.PLUGIN) for name in names]
+
+    @hookimpl
+    def iopaint_load_model(info, context):
+        return load()
+
+    hooks = {"iopaint_available_models": iopaint_available_models, "iopaint_load_model": iopaint_load_model}
+    for name, function in {**hooks, **functions}.items():
+        if function is not None:
+            setattr(module, name, function)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _no_lists_from_outside(monkeypatch):
+    for name in ("IOPAINT_PLUGINS", "IOPAINT_DISABLE_PLUGINS", "IOPAINT_OFFLINE", "HF_HUB_OFFLINE", "IOPAINT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def plugins():
+    """A plugin manager that has discovered nothing."""
+    return PluginManager()
+
+
+@pytest.fixture
+def manager(plugins):
+    plugins.register(make_plugin("red"), "red")
+    return ModelManager(plugins)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts a distribution with one entry point and one module on the import path, as pip would."""
+
+    def install(distribution, source, *, entry="plugin", version="1.0", module=None):
+        module = module or distribution.lower().replace("-", "_").replace(".", "_")
+        site = tmp_path / "site"
+        info = site / f"{module}-{version}.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[iopaint]\n{entry} = {module}\n")
+        (site / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(site))
+        return site
+
+    return install
+
+
+def photograph(height=40, width=60, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
