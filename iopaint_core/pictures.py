@@ -224,7 +224,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
         if target.exists():
             shutil.copymode(target, aside)
         aside.replace(target)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise PictureWriteError(
             f"{path} could not be written: {error}",
             "Check that the folder can be written to and the disk has room",
@@ -257,11 +257,9 @@ def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
             f"{path} is no picture that can be read",
             f"Give one of {', '.join(sorted(set(FORMATS.values())))}",
         ) from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:  # Pillow's decoders raise each of them for damaged files
+    except PictureReadError:
+        raise
+    except Exception as error:
         raise PictureReadError(f"{path} can't be read: {error}", "Get a whole copy of the file") from error
 
 

@@ -1,0 +1,285 @@
+"""The command line as a user meets it: a process, its two streams, its exit code."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ROOT, photograph
+from test_pictures import huge_png
+
+from iopaint_core import read_mask, read_picture
+
+PHOTO, MASK = ROOT / "examples" / "astronaut.jpg", ROOT / "examples" / "astronaut-mask.png"
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "iopaint_core", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+def repair(tmp_path, *arguments, image=PHOTO, mask=MASK, output="out.jpg"):
+    return command("run", "--image", image, "--mask", mask, "--output", tmp_path / output, *arguments)
+
+
+class TestList:
+    def test_a_table(self):
+        done = command("list")
+        assert done.returncode == 0
+        header, row = done.stdout.splitlines()
+        assert header.split() == ["NAME", "TASK", "TYPE", "PLUGIN_NAME", "DISTRIBUTION"]
+        assert row.split() == ["cv2", "inpaint", "inpaint", "opencv", "iopaint-core"]
+
+    def test_json_is_one_document_and_nothing_else(self):
+        assert json.loads(command("list", "--json").stdout) == [
+            {
+                "name": "cv2",
+                "task": "inpaint",
+                "type": "inpaint",
+                "plugin_name": "opencv",
+                "distribution": "iopaint-core",
+            }
+        ]
+
+    def test_what_plugins_print_stays_off_standard_output(self, tmp_path):
+        (tmp_path / "loud.py").write_text("print('hello from a plugin')\n1 / 0")
+        done = command("--plugins-dir", tmp_path, "plugins", "--json")
+        problem = json.loads(done.stdout)["problems"][0]
+        assert (problem["plugin"], problem["error"]) == ("loud", "ZeroDivisionError: division by zero")
+        assert "hello from a plugin" in done.stderr
+
+    def test_problems_are_hinted_at_on_standard_error(self, tmp_path):
+        (tmp_path / "broken.py").write_text("1 / 0")
+        done = command("--plugins-dir", tmp_path, "list")
+        assert done.returncode == 0
+        assert "cv2" in done.stdout
+        assert "`iopaint-core plugins` shows them" in done.stderr
+        done = command("--plugins-dir", tmp_path, "plugins")
+        assert "Problem: broken" in done.stderr
+
+    def test_it_imports_nothing_heavy(self, tmp_path):
+        """Packages that would be imported if anything asked for them stand on the path."""
+        heavy = ["torch", "diffusers", "transformers", "onnxruntime", "spandrel"]
+        for name in heavy:
+            (tmp_path / f"{name}.py").write_text("")
+        script = textwrap.dedent("""
+            import sys
+            from iopaint_core.cli import main
+            main(["list"], standalone_mode=False)
+            print(" ".join(sys.modules), file=sys.stderr)
+        """)
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+        )
+        assert "cv2" in done.stdout
+        modules = set(done.stderr.split())
+        assert "pluggy" in modules
+        assert modules.isdisjoint({*heavy, "pydantic", "numpy", "cv2", "PIL", "rich"})
+
+
+class TestRun:
+    def test_an_object_is_removed_from_a_photograph(self, tmp_path):
+        done = repair(tmp_path, output="out.png")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "1 repaired\n")
+        before, after = read_picture(PHOTO).rgb, read_picture(tmp_path / "out.png").rgb
+        covered = read_mask(MASK) > 127
+        assert np.array_equal(after[~covered], before[~covered])
+        patch = np.zeros_like(covered)
+        patch[360:410, 150:195] = True  # blue before, the orange of the suit after
+        assert before[patch].mean(axis=0)[2] > 100
+        red, _, blue = after[patch].mean(axis=0)
+        assert red > 180
+        assert blue < 80
+
+    def test_a_config_is_followed(self, tmp_path):
+        (tmp_path / "request.json").write_text('{"cv2_flag": "INPAINT_TELEA", "cv2_radius": 9}')
+        repair(tmp_path, output="plain.png")
+        assert repair(tmp_path, "--config", tmp_path / "request.json", output="telea.png").returncode == 0
+        plain, telea = (read_picture(tmp_path / f"{name}.png").rgb for name in ("plain", "telea"))
+        assert not np.array_equal(plain, telea)
+
+    def test_a_folder_with_one_bad_file_is_finished_and_counted(self, tmp_path):
+        photos = tmp_path / "photos"
+        photos.mkdir()
+        for name in ("a.jpg", "b.jpg"):
+            shutil.copy(PHOTO, photos / name)
+        (photos / "bad.jpg").write_bytes(PHOTO.read_bytes()[:20_000])
+        done = repair(tmp_path, image=photos, output="out")
+        assert done.returncode == 1
+        assert "bad.jpg can't be read" in done.stderr
+        assert done.stderr.splitlines()[-1] == "2 repaired, 1 failed"
+        done = repair(tmp_path, image=photos, output="out")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "2 skipped, 1 failed"
+        (photos / "bad.jpg").unlink()
+        assert repair(tmp_path, image=photos, output="out").returncode == 0
+        assert repair(tmp_path, "--overwrite", image=photos, output="out").stderr == "2 repaired\n"
+
+    def test_quality_and_concat(self, tmp_path):
+        repair(tmp_path, "--quality", 30, output="low.jpg")
+        repair(tmp_path, "--quality", 95, "--concat", output="high.jpg")
+        assert (tmp_path / "low.jpg").stat().st_size < (tmp_path / "high.jpg").stat().st_size / 2
+        assert read_picture(tmp_path / "high.jpg").rgb.shape == (512, 3 * 512, 3)
+
+    def test_a_single_file_plugin_is_run(self, tmp_path):
+        shutil.copy(ROOT / "examples" / "iopaint-blur" / "iopaint_blur.py", tmp_path / "mine.py")
+        done = command("--plugins-dir", tmp_path, "run", "--model", "mine:blur", "--image", PHOTO, "--mask", MASK,
+                       "--output", tmp_path / "out.png")  # fmt: skip
+        assert done.returncode == 0
+        assert (tmp_path / "out.png").exists()
+
+    @pytest.mark.skipif(os.name != "posix", reason="pty is POSIX's")
+    def test_on_a_terminal_a_bar_shows_progress(self, tmp_path):
+        host, terminal = pty.openpty()
+        subprocess.run(
+            [sys.executable, "-m", "iopaint_core", "run", "--image", PHOTO, "--mask", MASK,
+             "--output", tmp_path / "out.jpg"], stdout=subprocess.PIPE, stderr=terminal, check=True,
+        )  # fmt: skip
+        os.close(terminal)
+        shown = os.read(host, 10_000).decode()
+        os.close(host)
+        assert "100%" in shown
+        assert "1 repaired" in shown
+
+
+class TestUsageErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["--model", "cv3"], "No plugin announces a model named cv3. Did you mean cv2?"),
+            (["--config", "{}/unknown.json"], "'cv2_radios' is no key of it (did you mean cv2_radius?)"),
+            (["--config", "{}/range.json"], "'cv2_radius' is -1: Input should be greater than or equal to 0"),
+            (["--config", "{}/broken.json"], "JSON"),
+            (["--quality", "101"], "1<=x<=100"),
+            (["--image", "{}/none.png"], "none.png"),
+            (["--image", "{}/empty"], "holds no pictures"),
+            (["--output", str(PHOTO)], "would overwrite"),
+            (["--output", "{}/out.gif"], "no suffix of a known format"),
+            (["--plain"], "No such option"),
+        ],
+    )
+    def test_wrong_use_exits_with_2_and_says_what_to_do(self, tmp_path, arguments, told):
+        (tmp_path / "unknown.json").write_text('{"cv2_radios": 3}')
+        (tmp_path / "range.json").write_text('{"cv2_radius": -1}')
+        (tmp_path / "broken.json").write_text("{")
+        (tmp_path / "empty").mkdir()
+        before = PHOTO.read_bytes()
+        done = repair(tmp_path, *(argument.format(tmp_path) for argument in arguments))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert told in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+        assert PHOTO.read_bytes() == before
+        assert not list(tmp_path.glob("out*"))
+
+    def test_no_mask_for_a_model_that_needs_one(self, tmp_path):
+        done = command("run", "--image", PHOTO, "--output", tmp_path / "out.jpg")
+        assert done.returncode == 2
+        assert "Give masks with --mask" in done.stderr
+
+
+class TestBadPictures:
+    def refused(self, tmp_path, told, **files):
+        done = repair(tmp_path, **files)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert told in done.stderr
+        assert done.stderr.splitlines()[-1] == "1 failed"
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out.jpg").exists()
+
+    def test_a_mask_of_another_size_is_told_with_both(self, tmp_path):
+        PIL.Image.new("L", (30, 20), 255).save(tmp_path / "mask.png")
+        self.refused(tmp_path, "is 512 x 512 and its mask", mask=tmp_path / "mask.png")
+        self.refused(tmp_path, "is 30 x 20", mask=tmp_path / "mask.png")
+
+    def test_a_text_file_named_png(self, tmp_path):
+        (tmp_path / "photo.png").write_text("hello")
+        self.refused(tmp_path, "is no picture that can be read", image=tmp_path / "photo.png")
+
+    def test_a_picture_of_2500_megapixels_is_refused_undecoded(self, tmp_path):
+        huge_png(tmp_path / "huge.png")
+        self.refused(tmp_path, "has 50000 x 50000 pixels, over the limit", image=tmp_path / "huge.png")
+
+    def test_the_limit_is_the_users(self, tmp_path):
+        done = repair(tmp_path, "--max-megapixels", "0.2")
+        assert done.returncode == 1
+        assert "has 512 x 512 pixels, over the limit of 200000" in done.stderr
+
+    def test_a_full_mask(self, tmp_path):
+        PIL.Image.new("L", (512, 512), 255).save(tmp_path / "mask.png")
+        self.refused(tmp_path, "leaves nothing around it", mask=tmp_path / "mask.png")
+
+    def test_an_empty_mask_returns_the_picture_and_says_so(self, tmp_path):
+        PIL.Image.new("L", (512, 512)).save(tmp_path / "mask.png")
+        done = repair(tmp_path, mask=tmp_path / "mask.png")
+        assert done.returncode == 0
+        assert "out.jpg unchanged: its mask is empty" in done.stderr
+        assert (tmp_path / "out.jpg").read_bytes() == PHOTO.read_bytes()
+
+    @pytest.mark.parametrize("size", [(8000, 20), (2, 2)])
+    def test_odd_sizes_go_through(self, tmp_path, size):
+        PIL.Image.fromarray(photograph(size[1], size[0])).save(tmp_path / "photo.png")
+        mask = np.zeros((size[1], size[0]), np.uint8)
+        mask[0, 0] = 255
+        PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+        assert repair(tmp_path, image=tmp_path / "photo.png", mask=tmp_path / "mask.png").returncode == 0
+
+    def test_one_pixel_comes_back_if_it_is_not_masked(self, tmp_path):
+        PIL.Image.new("RGB", (1, 1), "red").save(tmp_path / "photo.png")
+        PIL.Image.new("L", (1, 1)).save(tmp_path / "mask.png")
+        done = repair(tmp_path, image=tmp_path / "photo.png", mask=tmp_path / "mask.png", output="out.png")
+        assert done.returncode == 0
+        assert (tmp_path / "out.png").read_bytes() == (tmp_path / "photo.png").read_bytes()
+
+    @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+    def test_a_read_only_folder(self, tmp_path):
+        folder = tmp_path / "sealed"
+        folder.mkdir()
+        (folder / "out.jpg").write_bytes(b"old")
+        folder.chmod(0o555)
+        as_anyone = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+        done = subprocess.run(
+            [*as_anyone, sys.executable, "-m", "iopaint_core", "run", "--image", PHOTO, "--mask", MASK,
+             "--output", folder / "out.jpg", "--overwrite"], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        folder.chmod(0o755)
+        assert done.returncode == 1
+        assert "Permission denied" in done.stderr
+        assert "Check that the folder can be written to" in done.stderr
+        assert (folder / "out.jpg").read_bytes() == b"old"
+
+
+class TestDoctor:
+    def test_a_sound_installation(self):
+        done = command("doctor")
+        assert done.returncode == 0
+        assert "Nothing wrong was found." in done.stdout
+        assert "pluggy" in done.stdout
+
+    def test_problems_are_told_with_what_to_do(self, tmp_path):
+        (tmp_path / "broken.py").write_text("import sys; sys.exit(4)")
+        done = command("--plugins-dir", tmp_path, "doctor")
+        assert done.returncode == 1
+        assert "SystemExit: 4" in done.stderr
+        done = command("doctor", env={**os.environ, "IOPAINT_DISABLE_PLUGINS": "iopaint-cor"})
+        assert done.returncode == 1
+        assert "did you mean iopaint-core" in done.stderr
+
+
+@pytest.mark.parametrize("name", [[], ["list"], ["plugins"], ["run"], ["doctor"]])
+def test_help_goes_to_standard_output(name):
+    done = command(*name, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage:")
+    assert done.stderr == ""

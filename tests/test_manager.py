@@ -1,0 +1,204 @@
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Red, make_plugin, photograph
+
+from iopaint_core import (
+    ImageModel,
+    InpaintModel,
+    LoadContext,
+    MaskModel,
+    ModelLoadError,
+    ModelManager,
+    ModelNameError,
+    UnknownModelError,
+    hookimpl,
+)
+
+WATCHDOG = 30
+MASK = np.zeros((40, 60), np.uint8)
+MASK[5:9, 5:9] = 255
+
+
+class Half(ImageModel):
+    def forward(self, image, request):
+        return image[::2, ::2]
+
+
+class Bright(MaskModel):
+    def forward(self, image, request):
+        return np.where(image.mean(axis=2) > 127, 255, 0).astype(np.uint8)
+
+
+def test_a_host_names_a_model_and_gets_a_repaired_picture():
+    image = photograph()
+    repaired = ModelManager().inpaint("cv2", image, MASK)
+    assert np.array_equal(repaired[MASK == 0], image[MASK == 0])
+    assert not np.array_equal(repaired[MASK > 0], image[MASK > 0])
+
+
+def test_the_three_shapes_are_run_by_their_methods(plugins):
+    for name, load in [("red", Red), ("half", Half), ("bright", Bright)]:
+        plugins.register(make_plugin(name, load=load), name)
+    manager = ModelManager(plugins)
+    assert manager.inpaint("red", photograph(), MASK).shape == (40, 60, 3)
+    assert manager.process("half", photograph()).shape == (20, 30, 3)
+    assert manager.segment("bright", photograph()).shape == (40, 60)
+    with pytest.raises(ModelNameError, match="half is no InpaintModel"):
+        manager.inpaint("half", photograph(), MASK)
+    assert set(manager.pool.stats().leases.values()) == {0}
+
+
+def test_a_model_is_loaded_once_for_many_calls(manager):
+    for _ in range(3):
+        manager.inpaint("red", photograph(), MASK)
+    stats = manager.pool.stats()
+    assert (stats.loads, stats.hits) == (1, 2)
+
+
+def test_a_leased_model_is_not_unloaded(manager):
+    with manager.load("red") as model:
+        assert isinstance(model, Red)
+        assert not manager.unload("red")
+    assert manager.unload("red")
+    assert not manager.unload("red")
+
+
+def test_a_plugin_learns_under_what_conditions_to_load(plugins, monkeypatch, tmp_path):
+    seen = []
+
+    @hookimpl
+    def iopaint_load_model(info, context):
+        seen.append(context)
+        return Red()
+
+    plugins.register(make_plugin("red", iopaint_load_model=iopaint_load_model), "red")
+    asked = LoadContext(device="cuda:1", dtype="float16", offline=True, cache=tmp_path)
+    ModelManager(plugins, context=asked).load("red").close()
+    monkeypatch.setenv("IOPAINT_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ModelManager(plugins).load("red").close()
+    assert seen == [asked, LoadContext(offline=True, cache=tmp_path)]
+    monkeypatch.undo()
+    assert ModelManager(plugins).context.cache.is_relative_to(Path.home())
+
+
+@pytest.mark.parametrize("result", [None, "model", object()])
+def test_a_loader_that_returns_no_model_is_an_error_and_leaves_nothing(plugins, result):
+    plugins.register(make_plugin("bad", load=lambda: result), "bad")
+    manager = ModelManager(plugins)
+    with pytest.raises(ModelLoadError, match="bad:bad could not be loaded: its plugin returned"):
+        manager.load("bad")
+    assert manager.pool.stats().leases == {}
+
+
+def test_a_load_that_failed_can_be_tried_again(plugins):
+    tries = []
+
+    def load():
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("the disk is asleep")
+        return Red()
+
+    plugins.register(make_plugin("red", load=load), "red")
+    manager = ModelManager(plugins)
+    with pytest.raises(ModelLoadError, match="the disk is asleep"):
+        manager.load("red")
+    assert isinstance(manager.load("red").model, Red)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(manager):
+    with pytest.raises(UnknownModelError, match="Did you mean red"):
+        manager.inpaint("rde", photograph(), MASK)
+
+
+def test_a_model_that_came_after_the_scan_is_found(plugins, manager):
+    manager.scan()
+    plugins.register(make_plugin("blue"), "blue")
+    assert manager.find("blue").plugin_name == "blue"
+
+
+class Meeting(InpaintModel):
+    """Counts how many calls are inside at once, and lets a test hold them there."""
+
+    inside = 0
+    most = 0
+    lock = threading.Lock()
+    entered = threading.Semaphore(0)
+    leave = threading.Event()
+
+    def forward(self, image, mask, request):
+        cls = type(self)
+        with cls.lock:
+            cls.inside += 1
+            cls.most = max(cls.most, cls.inside)
+        cls.entered.release()
+        assert cls.leave.wait(WATCHDOG)
+        with cls.lock:
+            cls.inside -= 1
+        return image
+
+
+def meet(names, concurrency, expected):
+    """Call each model in a thread of its own; how many were inside at once when `expected` had entered."""
+
+    class Here(Meeting):
+        lock, entered, leave = threading.Lock(), threading.Semaphore(0), threading.Event()
+
+    from iopaint_core import PluginManager
+
+    plugins = PluginManager()
+    plugins.register(make_plugin(*set(names), load=Here), "meeting")
+    manager = ModelManager(plugins, concurrency=concurrency)
+    threads = [
+        threading.Thread(target=manager.inpaint, args=(name, photograph(), MASK), daemon=True) for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(expected):
+        assert Here.entered.acquire(timeout=WATCHDOG)
+    Here.leave.set()
+    for thread in threads:
+        thread.join(WATCHDOG)
+        assert not thread.is_alive()
+    return Here.most
+
+
+def test_calls_of_one_model_come_one_after_the_other():
+    assert meet(["a"] * 8, concurrency=8, expected=1) == 1
+
+
+def test_models_run_side_by_side_up_to_the_bound():
+    assert meet(["a", "b", "c"], concurrency=3, expected=3) == 3
+    assert meet(["a", "b", "c", "d"], concurrency=2, expected=2) == 2
+
+
+def test_who_waits_for_a_model_takes_no_slot_from_another():
+    assert meet(["a", "a", "a", "b"], concurrency=2, expected=2) == 2
+
+
+def test_many_threads_get_what_one_would(manager):
+    image = photograph()
+    expected = manager.inpaint("red", image, MASK)
+    results = []
+
+    def work():
+        results.extend(np.array_equal(manager.inpaint("red", image, MASK), expected) for _ in range(20))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WATCHDOG)
+    assert results == [True] * 160
+    assert set(manager.pool.stats().leases.values()) == {0}
+    assert manager.pool.stats().loads == 1
+
+
+def test_on_a_cpu_one_model_runs_for_each_core_by_default(plugins):
+    assert ModelManager(plugins)._slots._initial_value == os.cpu_count()
+    assert ModelManager(plugins, context=LoadContext(device="cuda"))._slots._initial_value == 1
