@@ -1,0 +1,42 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench wheel clean
+
+demo: .venv/base  ## Remove an object from a photograph.
+	@mkdir -p demo
+	@$(BIN)/iopaint-core run --overwrite --image examples/astronaut.jpg --mask examples/astronaut-mask.png --output demo/astronaut.jpg
+	@echo "Before: examples/astronaut.jpg"
+	@echo "After:  demo/astronaut.jpg (the mission patch on the suit is gone)"
+
+test: .venv/dev  ## Run the whole suite.
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: .venv/dev  ## Build sdist and wheel, and try the wheel in an empty environment.
+	rm -rf dist build/empty
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet dist/*.whl
+	cd build/empty && bin/iopaint-core list && bin/iopaint-core doctor
+
+bench:  ## Measure against IOPaint 1.6.0; the first run sets up two environments of 6 GB.
+	$(PYTHON) benchmarks/run.py --setup
+
+clean:
+	rm -rf .venv demo dist build
+
+.venv/base: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

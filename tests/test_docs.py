@@ -1,0 +1,72 @@
+"""What the documents say is run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import iopaint_core
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_plugin_of_the_readme_is_the_example_package_and_short():
+    plugin = blocks(README, "python")[0]
+    assert plugin == (ROOT / "examples" / "iopaint-blur" / "iopaint_blur.py").read_text()
+    assert len([line for line in plugin.splitlines() if line.strip()]) <= 15
+
+
+def test_the_host_of_the_readme_is_the_example_and_runs(tmp_path):
+    host = blocks(README, "python")[1]
+    assert host == (ROOT / "examples" / "host.py").read_text()
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    done = subprocess.run([sys.executable, "-c", host], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "cv2" in done.stdout
+    assert (tmp_path / "repaired.jpg").exists()
+
+
+def test_the_request_of_the_readme_is_valid():
+    assert iopaint_core.InpaintRequest.validate(blocks(README, "json")[0]).cv2_radius == 6
+
+
+def test_the_commands_of_the_readme_exist():
+    for name, rest in re.findall(r"^iopaint-core (\w+)([^#\n]*)", README, re.MULTILINE):
+        usage = subprocess.run(
+            [sys.executable, "-m", "iopaint_core", name, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for option in re.findall(r"--[\w-]+", rest):
+            assert option in usage
+
+
+@pytest.mark.skipif(os.name != "posix", reason="make is POSIX's")
+def test_the_targets_of_the_readme_exist():
+    for target in set(re.findall(r"^make (\w+)", README, re.MULTILINE)):
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "examples/README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_every_environment_variable_is_documented():
+    sources = "".join(path.read_text() for path in (ROOT / "iopaint_core").glob("*.py"))
+    for variable in set(re.findall(r'"(IOPAINT_[A-Z_]+)"', sources)):
+        assert f"`{variable}`" in README
+
+
+def test_public_names_are_all_there_and_documented():
+    for name in iopaint_core.__all__:
+        assert getattr(iopaint_core, name).__doc__, name
