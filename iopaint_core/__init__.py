@@ -2,8 +2,10 @@
 
 Plugin authors implement the two hooks of `iopaint_core.hookspecs`; hosts hold a `ModelManager`. Every name
 here is public. Importing it brings no numpy, OpenCV, Pillow, pydantic or torch: whoever needs one imports it
-where it is used.
+where it is used. What only hosts need is imported when it is asked for, so that plugins are listed quickly.
 """
+
+from typing import TYPE_CHECKING
 
 from iopaint_core.catalog import ScanReport, find_model, scan, scan_models, scan_plugin_models
 from iopaint_core.errors import (
@@ -24,11 +26,8 @@ from iopaint_core.errors import (
     UnknownModelError,
 )
 from iopaint_core.hookspecs import hookimpl
-from iopaint_core.manager import ModelManager
 from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, report_progress
-from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
 from iopaint_core.plugins import BasePlugin, PluginManager
-from iopaint_core.pool import Lease, ModelPool, PoolStats
 from iopaint_core.schema import (
     Click,
     CV2Flag,
@@ -45,6 +44,22 @@ from iopaint_core.schema import (
     Stage,
     Task,
 )
+
+if TYPE_CHECKING:
+    from iopaint_core.manager import ModelManager
+    from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
+    from iopaint_core.pool import Lease, ModelPool, PoolStats
+
+_MODULES = {
+    "Lease": "pool",
+    "ModelManager": "manager",
+    "ModelPool": "pool",
+    "Picture": "pictures",
+    "PoolStats": "pool",
+    "read_mask": "pictures",
+    "read_picture": "pictures",
+    "write_picture": "pictures",
+}
 
 __all__ = [
     "AmbiguousModelError",
@@ -98,3 +113,15 @@ __all__ = [
     "scan_plugin_models",
     "write_picture",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,7 +7,6 @@ A repaired picture is put together in the samples of its file: where the model c
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -215,7 +214,7 @@ def copy_picture(source: Path, path: Path) -> None:
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well, and is removed otherwise."""
     target = Path(os.path.realpath(path))
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    aside = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
     try:
         with aside.open("xb") as file:
             yield file
@@ -237,6 +236,9 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
     import PIL.Image
+
+    # Pillow knows what it has imported; asked for a format beyond, it imports all of its 40 plugins.
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
     try:
         with PIL.Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
