@@ -25,9 +25,9 @@ from iopaint_core.errors import (
     RequestError,
     UnknownModelError,
 )
-from iopaint_core.hookspecs import hookimpl
+from iopaint_core.hookspecs import BasePlugin, hookimpl
 from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, report_progress
-from iopaint_core.plugins import BasePlugin, PluginManager
+from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import (
     Click,
     CV2Flag,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iopaint_core.errors import AmbiguousModelError, PluginError, UnknownModelError, nearest
@@ -79,20 +79,17 @@ def _accept(plugin: PluginInfo, announced: list[object], problems: list[Problem]
     """The valid ones among what a plugin announced, by name and marked as its own."""
     accepted: dict[str, ModelInfo] = {}
     for info in announced:
-        if isinstance(info, ModelInfo) and not (fault := _fault(info, accepted)):
-            accepted[info.name] = replace(info, plugin_name=plugin.name, distribution=plugin.distribution)
+        if not isinstance(info, ModelInfo):
+            fault = "no ModelInfo"
+        elif not isinstance(info.name, str) or not info.name.strip() or ":" in info.name:
+            fault = "whose name is no text, empty, or holds a colon"
+        elif not isinstance(info.type, ModelType) or not isinstance(info.task, Task):
+            fault = "whose type is no ModelType or whose task is no Task"
+        elif info.name in accepted:
+            fault = "a second time"
         else:
-            error = PluginError(
-                f"announces {info!r:.200}, {fault if isinstance(info, ModelInfo) else 'no ModelInfo'}"
-            )
-            remedy = REMEDIES[Stage.SCAN]
-            problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
+            accepted[info.name] = info.announced_by(plugin)
+            continue
+        error, remedy = PluginError(f"announces {info!r:.200}, {fault}"), REMEDIES[Stage.SCAN]
+        problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
     return [accepted[name] for name in sorted(accepted)]
-
-
-def _fault(info: ModelInfo, accepted: dict[str, ModelInfo]) -> str:
-    if not isinstance(info.name, str) or not info.name.strip() or ":" in info.name:
-        return "whose name is no text, empty, or holds a colon"
-    if not isinstance(info.type, ModelType) or not isinstance(info.task, Task):
-        return "whose type is no ModelType or whose task is no Task"
-    return "a second time" if info.name in accepted else ""

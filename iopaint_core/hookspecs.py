@@ -7,6 +7,7 @@ without defaults. `docs/hooks.md` says how the hooks may change between versions
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -50,3 +51,32 @@ def iopaint_load_model(info: ModelInfo, context: LoadContext) -> Model:  # type:
         def iopaint_load_model(info, context):
             return Blur()
     """
+
+
+class BasePlugin(ABC):
+    """A plugin as a class: the same two hooks, as a property and a method.
+
+    An entry point may name the class, which is then made without arguments, or an instance.
+    """
+
+    name: str
+    """Name under which a host registers it; an entry point brings its own."""
+
+    @property
+    @abstractmethod
+    def available_models(self) -> Iterable[ModelInfo]:
+        """The models that this plugin can load; cheap to ask."""
+
+    @abstractmethod
+    def load_model(self, info: ModelInfo, context: LoadContext) -> Model:
+        """Load one of `available_models`."""
+
+    @hookimpl
+    def iopaint_available_models(self) -> Iterable[ModelInfo]:
+        """Answer the hook with `available_models`."""
+        return self.available_models
+
+    @hookimpl
+    def iopaint_load_model(self, info: ModelInfo, context: LoadContext) -> Model:
+        """Answer the hook with `load_model`."""
+        return self.load_model(info, context)

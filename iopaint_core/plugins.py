@@ -6,15 +6,14 @@ it does wrong becomes a `Problem`, it is unregistered, and the others go on.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib.util
 import inspect
 import os
 import re
 import sys
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ import pluggy
 
 from iopaint_core import hookspecs
 from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, did_you_mean
-from iopaint_core.hookspecs import hookimpl
+from iopaint_core.hookspecs import BasePlugin
 from iopaint_core.schema import PluginInfo, PluginStatus, Problem, Stage, describe
 
 if TYPE_CHECKING:
@@ -30,10 +29,11 @@ if TYPE_CHECKING:
 
     from importlib_metadata import EntryPoint
 
-    from iopaint_core.models import Model
     from iopaint_core.schema import LoadContext, ModelInfo
 
 ENTRY_POINT_GROUP = "iopaint"
+_FAILURES = (Exception, SystemExit)
+"""What a plugin may raise without breaking its host; Ctrl-C is the user's."""
 ANNOUNCE, LOAD = HOOKS = ("iopaint_available_models", "iopaint_load_model")
 REMEDIES = {
     Stage.CONFIGURE: "Correct the name or install the package",
@@ -41,35 +41,6 @@ REMEDIES = {
     Stage.REGISTER: "Update the package; its author finds the contract in iopaint_core/hookspecs.py",
     Stage.SCAN: "Update the package, or disable it with IOPAINT_DISABLE_PLUGINS",
 }
-
-
-class BasePlugin(ABC):
-    """A plugin as a class: the same two hooks, as a property and a method.
-
-    An entry point may name the class, which is then made without arguments, or an instance.
-    """
-
-    name: str
-    """Name under which a host registers it; an entry point brings its own."""
-
-    @property
-    @abstractmethod
-    def available_models(self) -> Iterable[ModelInfo]:
-        """The models that this plugin can load; cheap to ask."""
-
-    @abstractmethod
-    def load_model(self, info: ModelInfo, context: LoadContext) -> Model:
-        """Load one of `available_models`."""
-
-    @hookimpl
-    def iopaint_available_models(self) -> Iterable[ModelInfo]:
-        """Answer the hook with `available_models`."""
-        return self.available_models
-
-    @hookimpl
-    def iopaint_load_model(self, info: ModelInfo, context: LoadContext) -> Model:
-        """Answer the hook with `load_model`."""
-        return self.load_model(info, context)
 
 
 class PluginManager:
@@ -118,8 +89,7 @@ class PluginManager:
                 if not self._permits(info):
                     self._plugins[info.qualified_name] = replace(info, status=PluginStatus.DISABLED)
                     continue
-                with self._guard(info, Stage.IMPORT):
-                    self._register(entry.load(), info)
+                self._admit(entry.load, info)
 
     def discover_folder(self, folder: Path) -> None:
         """Import each `*.py` of a folder as a plugin, except those whose names begin with `_`.
@@ -133,8 +103,7 @@ class PluginManager:
                 info = PluginInfo(path.stem, str(folder), version="")
                 if info.qualified_name in self._plugins:
                     continue
-                with self._guard(info, Stage.IMPORT):
-                    self._register(_import_file(path), info)
+                self._admit(functools.partial(_import_file, path), info)
 
     def register(self, plugin: object, name: str | None = None, *, distribution: str = "host") -> PluginInfo:
         """Register a plugin that the host brings along; a wrong one raises `PluginError`."""
@@ -150,10 +119,12 @@ class PluginManager:
         implementations = self._pluggy.hook.iopaint_available_models.get_hookimpls()
         asked = [(self._plugins[impl.plugin_name], impl.function) for impl in implementations]
         for info, function in sorted(asked, key=lambda pair: _origin(pair[0])):
-            answer: list[object] = []
-            with self._guard(info, Stage.SCAN):
+            try:
                 answer = _materialise(function())
-            yield info, answer
+            except _FAILURES as error:
+                self._fail(info, Stage.SCAN, error)
+            else:
+                yield info, answer
 
     def load_model(self, info: ModelInfo, context: LoadContext) -> object:
         """Run the implementation of the plugin that announced `info` inside the wrappers of every plugin.
@@ -175,23 +146,27 @@ class PluginManager:
                 load.register(candidate, name)
         try:
             return load.hook.iopaint_load_model(info=info, context=context)
-        except (Exception, SystemExit) as error:
+        except _FAILURES as error:
             raise ModelLoadError(
                 f"{info.qualified_name} could not be loaded: {describe(error)}", _load_remedy(error, info)
             ) from error
 
-    @contextlib.contextmanager
-    def _guard(self, info: PluginInfo, stage: Stage) -> Iterator[None]:
+    def _fail(self, info: PluginInfo, stage: Stage, error: BaseException) -> None:
+        """Unregister a plugin and keep what went wrong."""
+        stage = Stage.REGISTER if isinstance(error, _ContractError) else stage
+        remedy = (error.remedy if isinstance(error, IOPaintError) else "") or REMEDIES[stage]
+        with self._lock:
+            if self._pluggy.has_plugin(info.qualified_name):
+                self._pluggy.unregister(name=info.qualified_name)
+            self._plugins[info.qualified_name] = replace(info, status=PluginStatus.FAILED)
+            self._problems.append(Problem(info.name, info.distribution, info.version, stage, error, remedy))
+
+    def _admit(self, load: Callable[[], object], info: PluginInfo) -> None:
+        """Import a plugin and register it; what it does wrong becomes a problem."""
         try:
-            yield
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
-            stage = Stage.REGISTER if isinstance(error, _ContractError) else stage
-            remedy = (error.remedy if isinstance(error, IOPaintError) else "") or REMEDIES[stage]
-            with self._lock:
-                if self._pluggy.has_plugin(info.qualified_name):
-                    self._pluggy.unregister(name=info.qualified_name)
-                self._plugins[info.qualified_name] = replace(info, status=PluginStatus.FAILED)
-                self._problems.append(Problem(info.name, info.distribution, info.version, stage, error, remedy))
+            self._register(load(), info)
+        except _FAILURES as error:
+            self._fail(info, Stage.IMPORT, error)
 
     def _register(self, plugin: object, info: PluginInfo) -> None:
         if isinstance(plugin, type) and issubclass(plugin, BasePlugin):
@@ -276,6 +251,7 @@ def _origin(info: PluginInfo) -> tuple[str, str]:
     return _normalise(info.distribution), info.name
 
 
+@functools.cache
 def _normalise(name: str) -> str:
     """Compare names of distributions as pip does (packaging.python.org, "Names and normalization")."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()

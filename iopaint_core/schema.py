@@ -67,6 +67,15 @@ class ModelInfo:
         """`plugin:name`, which tells apart models of one name from several plugins."""
         return f"{self.plugin_name}:{self.name}"
 
+    def announced_by(self, plugin: PluginInfo) -> ModelInfo:
+        """This model, marked as that plugin's: `dataclasses.replace` in a quarter of its time, most of a scan's."""
+        marked = object.__new__(type(self))
+        values = marked.__dict__
+        values.update(self.__dict__)
+        values["plugin_name"] = plugin.name
+        values["distribution"] = plugin.distribution
+        return marked
+
 
 @dataclass(frozen=True)
 class LoadContext:
