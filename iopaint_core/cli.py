@@ -233,14 +233,16 @@ def _with_progress(outcomes: Iterator[Outcome], jobs: Sequence[object]) -> Itera
 
 
 def _report(outcome: Outcome) -> str:
-    job = outcome.job
+    """Tell what the user should know of an outcome, and return its status."""
+    status, job = outcome.status.value, outcome.job
+    reasons = {"unchanged": "its mask is empty", "skipped": "the result exists; --overwrite replaces it"}
+    line = f"Error: {outcome.error}" if outcome.error else f"{job.output} {status}: {reasons.get(status)}"
+    if outcome.error or status in reasons:
+        over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
+        click.echo(over_the_bar + line, err=True)
     if outcome.error:
-        click.echo(f"\rError: {outcome.error}", err=True)
         logging.getLogger(__name__).info("%s failed", job.image, exc_info=outcome.error)
-    elif outcome.status.value != "repaired":
-        reasons = {"unchanged": "its mask is empty", "skipped": "the result exists; --overwrite replaces it"}
-        click.echo(f"\r{job.output} {outcome.status.value}: {reasons[outcome.status.value]}", err=True)
-    return outcome.status.value
+    return status
 
 
 def _print_json(document: object) -> None:

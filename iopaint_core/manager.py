@@ -53,7 +53,8 @@ class ModelManager:
         self.pool: ModelPool[Model] = ModelPool() if pool is None else pool
         self.context = default_context() if context is None else context
         self._discovers = plugins is None
-        self._report: ScanReport | None = None
+        self._models: tuple[ModelInfo, ...] = ()
+        self._found: dict[str, ModelInfo] = {}
         self._running: dict[Hashable, threading.Lock] = {}
         slots = concurrency or ((os.cpu_count() or 1) if self.context.device == "cpu" else 1)
         self._slots = threading.BoundedSemaphore(slots)
@@ -62,17 +63,19 @@ class ModelManager:
         """Ask every plugin for its models, and remember the answer for the calls below."""
         if self._discovers:
             self.plugins.discover()
-        self._report = scan(self.plugins)
-        return self._report
+        report = scan(self.plugins)
+        self._models, self._found = report.models, {}
+        return report
 
     def find(self, name: str) -> ModelInfo:
         """The model of that name, from the last scan or a new one. Raises `ModelNameError`."""
-        if self._report is not None:
+        found = self._found
+        if name not in found:
             try:
-                return find_model(name, self._report.models)
-            except ModelNameError:
-                pass  # it may have come since
-        return find_model(name, self.scan().models)
+                found[name] = find_model(name, self._models)
+            except ModelNameError:  # it may have come since
+                return find_model(name, self.scan().models)
+        return found[name]
 
     def load(self, name: str) -> Lease[Model]:
         """Lease a model, loading it unless the pool holds it. Raises `ModelNameError`, `ModelLoadError`."""
