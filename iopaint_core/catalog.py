@@ -80,16 +80,16 @@ def _accept(plugin: PluginInfo, announced: list[object], problems: list[Problem]
     accepted: dict[str, ModelInfo] = {}
     for info in announced:
         if not isinstance(info, ModelInfo):
-            fault = "no ModelInfo"
+            fault = f"a {type(info).__name__}, which is no ModelInfo"
         elif not isinstance(info.name, str) or not info.name.strip() or ":" in info.name:
-            fault = "whose name is no text, empty, or holds a colon"
+            fault = "a model whose name is no text, empty, or holds a colon"
         elif not isinstance(info.type, ModelType) or not isinstance(info.task, Task):
-            fault = "whose type is no ModelType or whose task is no Task"
+            fault = f"{info.name}, whose type is no ModelType or whose task is no Task"
         elif info.name in accepted:
-            fault = "a second time"
+            fault = f"{info.name} a second time"
         else:
             accepted[info.name] = info.announced_by(plugin)
             continue
-        error, remedy = PluginError(f"announces {info!r:.200}, {fault}"), REMEDIES[Stage.SCAN]
+        error, remedy = PluginError(f"it announces {fault}"), REMEDIES[Stage.SCAN]
         problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
     return [accepted[name] for name in sorted(accepted)]

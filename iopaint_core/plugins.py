@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from iopaint_core.schema import LoadContext, ModelInfo
 
 ENTRY_POINT_GROUP = "iopaint"
-_FAILURES = (Exception, SystemExit)
-"""What a plugin may raise without breaking its host; Ctrl-C is the user's."""
 ANNOUNCE, LOAD = HOOKS = ("iopaint_available_models", "iopaint_load_model")
 REMEDIES = {
     Stage.CONFIGURE: "Correct the name or install the package",
@@ -121,7 +119,9 @@ class PluginManager:
         for info, function in sorted(asked, key=lambda pair: _origin(pair[0])):
             try:
                 answer = _materialise(function())
-            except _FAILURES as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - see `_admit`
                 self._fail(info, Stage.SCAN, error)
             else:
                 yield info, answer
@@ -146,7 +146,9 @@ class PluginManager:
                 load.register(candidate, name)
         try:
             return load.hook.iopaint_load_model(info=info, context=context)
-        except _FAILURES as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise ModelLoadError(
                 f"{info.qualified_name} could not be loaded: {describe(error)}", _load_remedy(error, info)
             ) from error
@@ -162,19 +164,27 @@ class PluginManager:
             self._problems.append(Problem(info.name, info.distribution, info.version, stage, error, remedy))
 
     def _admit(self, load: Callable[[], object], info: PluginInfo) -> None:
-        """Import a plugin and register it; what it does wrong becomes a problem."""
+        """Import a plugin and register it; what it does wrong becomes a problem.
+
+        `SystemExit` is no `Exception`, nor are the panics of extensions written in Rust.
+        """
         try:
             self._register(load(), info)
-        except _FAILURES as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
             self._fail(info, Stage.IMPORT, error)
 
     def _register(self, plugin: object, info: PluginInfo) -> None:
         if isinstance(plugin, type) and issubclass(plugin, BasePlugin):
             plugin = plugin()
         with self._lock:
+            if self._pluggy.has_plugin(info.qualified_name) or self._pluggy.is_registered(plugin):
+                taken = self._pluggy.get_name(plugin) or info.qualified_name
+                raise _ContractError(f"it is registered already, as {taken}")
             try:
                 self._pluggy.register(plugin, info.qualified_name)
-            except (ValueError, pluggy.PluginValidationError) as error:
+            except pluggy.PluginValidationError as error:
                 raise _ContractError(str(error)) from error
             if faults := list(self._faults(plugin)):
                 self._pluggy.unregister(plugin)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from iopaint_core.errors import RequestError, did_you_mean
+from iopaint_core.errors import IOPaintError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,8 +148,13 @@ class Problem:
 
 def describe(error: BaseException) -> str:
     """An error as one line: its own words if it is this package's, else with its type before them."""
-    message = getattr(error, "message", None)
-    return message if message is not None else f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, IOPaintError):
+        return error.message
+    try:
+        words = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - a foreign exception may fail to print itself
+        words = ""
+    return f"{type(error).__name__}: {words}".rstrip(": ")
 
 
 class HDStrategy(str, Enum):

@@ -132,6 +132,12 @@ FAULTY = {
         ZeroDivisionError,
         "zero",
     ),
+    "panic": (
+        HOOK.replace("return [Model", "raise type('PanicException', (BaseException,), {}); [Model"),
+        Stage.SCAN,
+        BaseException,
+        "PanicException",
+    ),
     "string": (HOOK.replace("return [Model", "return 'copy' or [Model"), Stage.SCAN, PluginError, "returned str"),
     "none": (HOOK.replace("return [Model", "return None and [Model"), Stage.SCAN, PluginError, "returned NoneType"),
     "bare model": (
@@ -171,10 +177,26 @@ def plugins_load(plugins, qualified):
     return ModelManager(plugins).load(f"{distribution}:plugin:copy")
 
 
-def test_ctrl_c_is_never_swallowed(install):
-    install("interrupted", "raise KeyboardInterrupt")
+@pytest.mark.parametrize(
+    "source", ["raise KeyboardInterrupt", HOOK.replace("return [", "raise KeyboardInterrupt\n    [")]
+)
+def test_ctrl_c_is_never_swallowed(install, source):
+    install("interrupted", source, module=f"interrupted_{len(source)}")
     with pytest.raises(KeyboardInterrupt):
-        discovered()
+        scan()
+
+
+def test_an_error_that_can_not_print_itself_is_still_told(install):
+    install("mute", "class Mute(BaseException):\n    def __str__(self): return 1 / 0\nraise Mute")
+    assert "Mute" in str(problem_of(scan(), "mute"))
+
+
+def test_two_entry_points_of_one_module_are_told(install):
+    site = install("doubled", HOOK)
+    (site / "doubled-1.0.dist-info" / "entry_points.txt").write_text("[iopaint]\na = doubled\nb = doubled\n")
+    report = scan()
+    assert names(report, "doubled") == ["copy"]
+    assert "registered already, as doubled:a" in str(problem_of(report, "doubled"))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +367,7 @@ class TestRegister:
 
     def test_a_name_is_taken_once(self, plugins):
         plugins.register(make_plugin("red"), "red")
-        with pytest.raises(PluginError, match="already registered"):
+        with pytest.raises(PluginError, match="registered already, as host:red"):
             plugins.register(make_plugin("blue"), "red")
         assert [info.name for info in scan(plugins).models] == ["red"]
 
