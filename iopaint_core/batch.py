@@ -101,7 +101,9 @@ def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) ->
     with manager.load(model) as loaded:
         masked = any(job.masks for job in jobs)
         if isinstance(loaded, InpaintModel) and not masked:
-            raise InputError(f"{model} repaints what a mask covers, and there is no mask", "Give masks with --mask")
+            raise InputError(
+                f"{model} repaints what a mask covers, and no picture has a mask", "Give --mask a file or a folder"
+            )
         if masked and not isinstance(loaded, InpaintModel):
             raise InputError(f"{model} takes no mask", "Leave out --mask")
         for job in jobs:
@@ -165,7 +167,7 @@ def _do(manager: ModelManager, model: str, loaded: Model, job: Job, options: Opt
     mask = _mask_for(picture, job, options) if isinstance(loaded, InpaintModel) else None
     empty = mask is not None and not (mask > 127).any()
     _make_folder(job.output.parent)
-    same_format = FORMATS[job.image.suffix.lower()] == FORMATS[job.output.suffix.lower()]
+    same_format = FORMATS.get(job.image.suffix.lower()) == FORMATS[job.output.suffix.lower()]
     if empty and same_format and not options.concat:
         copy_picture(job.image, job.output)
         return Status.UNCHANGED

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from iopaint_core.catalog import ScanReport, scan
-from iopaint_core.errors import IOPaintError
+from iopaint_core.errors import IOPaintError, ModelLoadError
 from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import describe
 
@@ -221,7 +221,9 @@ def _scan(folder: Path | None) -> ScanReport:
 def _usage_errors() -> Iterator[None]:
     try:
         yield
-    except IOPaintError as error:
+    except ModelLoadError as error:
+        raise click.ClickException(str(error)) from error
+    except (IOPaintError, OSError) as error:
         raise click.UsageError(str(error)) from error
 
 

@@ -78,7 +78,10 @@ class ModelManager:
         return found[name]
 
     def load(self, name: str) -> Lease[Model]:
-        """Lease a model, loading it unless the pool holds it. Raises `ModelNameError`, `ModelLoadError`."""
+        """Lease a model, loading it unless the pool holds it. Raises `ModelNameError`, `ModelLoadError`.
+
+        Calls of a leased model come in whatever order its holders make them; `inpaint` and the others queue.
+        """
         key = self._key(name)
         return self.pool.lease(key, lambda: self._load(key.info))
 

@@ -90,7 +90,7 @@ class InpaintModel(Model, ABC):
         with _reporting_to(progress):
             result = self._repaint(image, covered, request)
         if not request.sd_keep_unmasked_area:
-            return result
+            return result.copy()
         return imaging.blend(result, image, covered, request.sd_mask_blur if self.mask_blur else 0)
 
     def _repaint(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:

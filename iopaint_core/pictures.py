@@ -214,7 +214,7 @@ def copy_picture(source: Path, path: Path) -> None:
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well, and is removed otherwise."""
     target = Path(os.path.realpath(path))
-    aside = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
+    aside = target.with_name(f".iopaint-{os.urandom(8).hex()}.part")
     try:
         with aside.open("xb") as file:
             yield file

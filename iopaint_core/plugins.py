@@ -57,7 +57,7 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._plugins: dict[str, PluginInfo] = {}
         self._problems: list[Problem] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # looking at a plugin may run its code, which may look at us
         self._discovery = threading.Lock()
 
     @property
@@ -141,10 +141,10 @@ class PluginManager:
         implementations = self._pluggy.hook.iopaint_load_model.get_hookimpls()
         wrapping = {impl.plugin_name for impl in implementations if impl.wrapper or impl.hookwrapper}
         load = _Load(plugin)
-        for name, candidate in self._pluggy.list_name_plugin():
-            if name == owner or name in wrapping:
-                load.register(candidate, name)
         try:
+            for name, candidate in self._pluggy.list_name_plugin():
+                if name == owner or name in wrapping:
+                    load.register(candidate, name)
             return load.hook.iopaint_load_model(info=info, context=context)
         except KeyboardInterrupt:
             raise
@@ -228,7 +228,8 @@ class PluginManager:
 
     def _check_lists(self, found: list[PluginInfo]) -> None:
         known = {_normalise(name) for info in found for name in (info.distribution, info.qualified_name)}
-        for name in sorted(set().union(self._deny, *self._allow) - known):
+        told = {problem.plugin for problem in self._problems if problem.stage is Stage.CONFIGURE}
+        for name in sorted(set().union(self._deny, *self._allow) - known - told):
             error = PluginError(
                 f"a list of plugins names {name}, which is not installed{did_you_mean(name, known)}"
             )

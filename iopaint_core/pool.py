@@ -71,8 +71,8 @@ class ModelPool(Generic[M]):
         """The components of a loaded model, or None if the pool does not hold it."""
         with self._lock:
             entry = self._entries.get(key)
-        if entry is None or not entry.loaded.done():
-            return None
+            if entry is None or not entry.loaded.done():
+                return None
         return MappingProxyType(dict(entry.loaded.result().components))
 
     def release(self, key: Hashable) -> bool:

@@ -170,6 +170,13 @@ class TestRun:
         assert statuses(manager, [job]) == [Status.UNCHANGED]
         assert np.array_equal(read_picture(job.output).rgb, read_picture(job.image).rgb)
 
+    def test_the_content_of_a_picture_tells_its_format_not_its_name(self, folder, manager):
+        (folder / "photos" / "a.png").rename(folder / "photo.download")
+        PIL.Image.new("L", (60, 40)).save(folder / "masks" / "a.png")
+        (job,) = plan(folder / "photo.download", folder / "masks" / "a.png", folder / "out.png")
+        assert statuses(manager, [job]) == [Status.UNCHANGED]
+        assert read_picture(job.output).rgb.shape == (40, 60, 3)
+
     def test_a_picture_can_be_repaired_in_place(self, folder, manager):
         photo = folder / "photos" / "a.png"
         jobs = plan(photo, folder / "masks" / "a.png", photo, overwrite=True)
@@ -222,7 +229,7 @@ class TestRun:
         assert (read_mask(folder / "left" / "a.png")[:, :10] == 255).all()
 
     def test_a_mask_that_is_missing_or_of_no_use_is_told_before_the_first_picture(self, folder, plugins, manager):
-        with pytest.raises(InputError, match="there is no mask"):
+        with pytest.raises(InputError, match="no picture has a mask"):
             list(run(manager, "red", plan(folder / "photos", None, folder / "out"), Options()))
         plugins.register(
             make_plugin("copy", load=type("Copy", (ImageModel,), {"forward": lambda *a: a[1]})), "copy"

@@ -140,6 +140,15 @@ class TestRun:
         assert done.returncode == 0
         assert (tmp_path / "out.png").exists()
 
+    def test_a_model_that_can_not_be_loaded_is_no_wrong_use(self, tmp_path):
+        plugin = (ROOT / "examples" / "iopaint-blur" / "iopaint_blur.py").read_text()
+        (tmp_path / "torn.py").write_text(plugin.replace("return Blur()", "import torch_of_nobody"))
+        done = command("--plugins-dir", tmp_path, "run", "--model", "torn:blur", "--image", PHOTO, "--mask", MASK,
+                       "--output", tmp_path / "out.png")  # fmt: skip
+        assert done.returncode == 1
+        assert "Install torch_of_nobody" in done.stderr
+        assert "Traceback" not in done.stderr
+
     @pytest.mark.skipif(os.name != "posix", reason="pty is POSIX's")
     def test_on_a_terminal_a_bar_shows_progress(self, tmp_path):
         host, terminal = pty.openpty()
@@ -186,7 +195,7 @@ class TestUsageErrors:
     def test_no_mask_for_a_model_that_needs_one(self, tmp_path):
         done = command("run", "--image", PHOTO, "--output", tmp_path / "out.jpg")
         assert done.returncode == 2
-        assert "Give masks with --mask" in done.stderr
+        assert "Give --mask a file or a folder" in done.stderr
 
 
 class TestBadPictures:

@@ -350,6 +350,9 @@ class TestWriting:
         write_picture(read_picture(PHOTO), tmp_path / "new.png")
         assert stat.S_IMODE((tmp_path / "new.png").stat().st_mode) == 0o604
 
+    def test_a_name_of_the_greatest_length_can_be_written(self, tmp_path):
+        write_picture(read_picture(PHOTO), tmp_path / ("n" * 251 + ".png"))
+
     def test_a_symbolic_link_goes_on_leading_to_its_file(self, tmp_path):
         (tmp_path / "real.png").write_bytes(b"old")
         (tmp_path / "link.png").symlink_to(tmp_path / "real.png")

@@ -281,7 +281,9 @@ class TestLists:
         }
 
     def test_a_listed_name_that_is_not_installed_is_a_problem(self):
-        (problem,) = scan(discovered(deny=["listed-three"])).problems
+        plugins = discovered(deny=["listed-three"])
+        plugins.discover()
+        (problem,) = scan(plugins).problems
         assert problem.stage is Stage.CONFIGURE
         assert "did you mean listed-" in str(problem)
 
