@@ -6,6 +6,7 @@ A repaired picture is put together in the samples of its file: where the model c
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from iopaint_core import deepcolor
 from iopaint_core.errors import PictureReadError, PictureTooLargeError, PictureWriteError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsProfile
     from PIL.ImageFile import ImageFile
 
+    from iopaint_core.deepcolor import Deep
     from iopaint_core.imaging import Image, Mask
 
 FORMATS = {
@@ -68,6 +71,8 @@ class Picture:
     source: Path | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     """ICC profile, EXIF, XMP, resolution, text and compression, as Pillow's `save` takes them."""
+    deep: Deep | None = None
+    """The same in 16 bits a channel, where the file has colours of that depth; `samples` then holds 8 of them."""
 
     @cached_property
     def rgb(self) -> Image:
@@ -95,21 +100,25 @@ class Picture:
         changed = (rgb != self.rgb).any(axis=2)
         samples = self.samples.copy()
         if samples.mode == _DEEP:
-            deep = np.asarray(samples).copy()
-            deep[changed] = np.asarray(result.convert("L"))[changed].astype("uint16") * 257
-            samples = PIL.Image.fromarray(deep)
+            grey = np.asarray(samples).copy()
+            grey[changed] = np.asarray(result.convert("L"))[changed].astype("uint16") * 257
+            samples = PIL.Image.fromarray(grey)
         else:
             converted = self._from_rgb(result)
             if "A" in samples.getbands():
                 converted.putalpha(samples.getchannel("A"))
             samples.paste(converted, mask=PIL.Image.fromarray(changed))
-        return replace(self, samples=samples)
+        if self.deep is None:
+            return replace(self, samples=samples)
+        deep = self.deep.copy()
+        deep[changed, :3] = rgb[changed].astype("uint16") * 257
+        return replace(self, samples=samples, deep=deep)
 
     def _with_samples(self, samples: PIL.Image.Image) -> Picture:
         metadata = dict(self.metadata)
         if self.samples.mode not in ("RGB", "RGBA"):
             metadata.pop("icc_profile", None)  # it describes grey or CMYK samples
-        return replace(self, samples=samples, metadata=metadata)
+        return replace(self, samples=samples, metadata=metadata, deep=None)
 
     def _to_rgb(self, samples: PIL.Image.Image) -> PIL.Image.Image:
         import numpy as np
@@ -131,8 +140,6 @@ class Picture:
     def _cmyk_profile(self) -> ImageCmsProfile | None:
         if self.samples.mode != "CMYK" or not self.metadata.get("icc_profile"):
             return None
-        import io
-
         from PIL import ImageCms
 
         try:
@@ -157,18 +164,16 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
             raise PictureReadError(f"{path} holds {frames} pictures", "Split it: all but one would be lost")
         if image.mode not in _MODES:
             raise PictureReadError(f"{path} has {image.mode} samples", "Convert it to 8 or 16 bits a channel")
-        if image.mode != _DEEP and _is_deep(image):
-            raise PictureReadError(
-                f"{path} has colours of 16 bits a channel, of which only 8 could be kept",
-                "Convert it to 8 bits a channel; 16-bit greys are kept",
-            )
+        deep = _read_deep(image, path) if image.mode != _DEEP and _is_deep(image) else None
         ImageOps.exif_transpose(image, in_place=True)
         mode = _MODES[image.mode]
         if "transparency" in image.info and mode != _DEEP:
             mode = "LA" if image.mode == "L" else "RGBA"
+        if deep is not None:
+            mode = "RGBA" if deep.shape[2] == 4 else "RGB"
         samples = image.convert(mode)
         samples.info.clear()
-        return Picture(samples, path, _metadata(image))
+        return Picture(samples, path, _metadata(image), deep)
 
 
 def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Mask:
@@ -201,7 +206,12 @@ def write_picture(picture: Picture, path: str | Path, *, quality: int = QUALITY)
     if samples.mode.rstrip("A") != picture.samples.mode.rstrip("A"):
         options.pop("icc_profile", None)  # it describes samples of the old mode
     with written_aside(path) as file:
-        samples.save(file, format_name, **options)
+        if picture.deep is None or format_name != "PNG":
+            samples.save(file, format_name, **options)
+        else:
+            described = io.BytesIO()
+            samples.crop((0, 0, 1, 1)).save(described, format_name, **options)
+            deepcolor.write_png(file, picture.deep, described.getvalue())
 
 
 def copy_picture(source: Path, path: Path) -> None:
@@ -265,6 +275,13 @@ def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
         raise PictureReadError(f"{path} can't be read: {error}", "Get a whole copy of the file") from error
 
 
+def _read_deep(image: ImageFile, path: Path) -> Deep:
+    samples = deepcolor.read(path, image.getexif().get(0x0112, 1))
+    if samples is None:
+        raise PictureReadError(f"{path} has 16-bit samples that can't be read", "Convert it to a 16-bit RGB PNG")
+    return samples
+
+
 def _is_deep(image: ImageFile) -> bool:
     """Whether Pillow decodes channels of 16 bits to 8, which only the raw mode of its tiles tells."""
     modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile if tile.args]
@@ -292,6 +309,11 @@ def _metadata(image: ImageFile) -> dict[str, Any]:
 def _fit_format(picture: Picture, format_name: str, path: Path) -> PIL.Image.Image:
     """The samples in a mode that the format holds."""
     samples, modes = picture.samples, _MODES_OF_FORMAT[format_name]
+    if picture.deep is not None and format_name == "TIFF":
+        raise PictureWriteError(
+            f"{path} would hold 8 bits a channel of the 16 that {picture.source or 'the picture'} has",
+            "Write a .png file, which keeps them",
+        )
     if samples.mode in modes:
         return samples
     if "A" in samples.getbands() and not modes & {"LA", "RGBA"}:

@@ -69,7 +69,7 @@ models = st.builds(Any, st.sampled_from([1, 2, 8]), st.sampled_from([1, 16, 70])
 
 
 @given(picture=pictures(), request=requests, model=models)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_outside_the_mask_every_pixel_comes_back_and_nothing_is_written_to(picture, request, model):
     image, mask = picture
     before = image.copy(), mask.copy()
@@ -84,7 +84,7 @@ def test_outside_the_mask_every_pixel_comes_back_and_nothing_is_written_to(pictu
 
 
 @given(picture=pictures(), request=requests)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_default_model_keeps_the_promise_too(picture, request):
     image, mask = picture
     before = image.copy(), mask.copy()
@@ -98,7 +98,7 @@ def test_the_default_model_keeps_the_promise_too(picture, request):
 
 
 @given(picture=pictures(), request=requests)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_masked_pixel_is_the_models(picture, request):
     image, mask = picture
     result = Red()(image, mask, InpaintRequest.validate({**vars(request), "sd_match_histograms": False}))
