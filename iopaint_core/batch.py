@@ -107,20 +107,7 @@ def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) ->
         if masked and not isinstance(loaded, InpaintModel):
             raise InputError(f"{model} takes no mask", "Leave out --mask")
         for job in jobs:
-            if job.output.exists() and not options.overwrite:
-                yield Outcome(job, Status.SKIPPED)
-                continue
-            try:
-                yield Outcome(job, _do(manager, model, loaded, job, options))
-            except IOPaintError as error:
-                yield Outcome(job, Status.FAILED, error)
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-                told = ModelError(
-                    f"{model} failed on {job.image}: {describe(error)}",
-                    "Report it to the author of the plugin",
-                )
-                told.__cause__ = error
-                yield Outcome(job, Status.FAILED, told)
+            yield _attempt(manager, model, loaded, job, options)
 
 
 def _file_job(image: Path, mask: Path | None, output: Path) -> Job:
@@ -160,6 +147,23 @@ def _is_picture(path: Path) -> bool:
 
 def _same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
+
+
+def _attempt(manager: ModelManager, model: str, loaded: Model, job: Job, options: Options) -> Outcome:
+    if job.output.exists() and not options.overwrite:
+        return Outcome(job, Status.SKIPPED)
+    try:
+        return Outcome(job, _do(manager, model, loaded, job, options))
+    except IOPaintError as error:
+        return Outcome(job, Status.FAILED, error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, SystemExit too
+        told = ModelError(
+            f"{model} failed on {job.image}: {describe(error)}", "Report it to the author of the plugin"
+        )
+        told.__cause__ = error
+        return Outcome(job, Status.FAILED, told)
 
 
 def _do(manager: ModelManager, model: str, loaded: Model, job: Job, options: Options) -> Status:

@@ -191,21 +191,22 @@ class TestRun:
         assert np.array_equal(panels[1][..., 0], read_mask(folder / "masks" / "a.png"))
         assert (panels[2][0, 0] == (255, 0, 0)).all()
 
-    def test_a_plugin_that_raises_costs_that_picture_alone(self, folder, plugins):
+    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+    def test_a_plugin_that_raises_costs_that_picture_alone(self, folder, plugins, error):
         class Moody(ImageModel):
             calls = 0
 
             def forward(self, image, request):
                 Moody.calls += 1
                 if Moody.calls == 1:
-                    raise ZeroDivisionError("not today")
+                    raise error("not today")
                 return image
 
         plugins.register(make_plugin("moody", load=Moody), "moody")
         jobs = plan(folder / "photos", None, folder / "out")
         failed, done = run(ModelManager(plugins), "moody", jobs, Options())
         assert "moody failed on" in str(failed.error)
-        assert "ZeroDivisionError: not today" in str(failed.error)
+        assert f"{error.__name__}: not today" in str(failed.error)
         assert done.status is Status.REPAIRED
 
     def test_models_without_masks_run_too(self, folder, plugins):

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -139,6 +140,29 @@ class TestRun:
                        "--output", tmp_path / "out.png")  # fmt: skip
         assert done.returncode == 0
         assert (tmp_path / "out.png").exists()
+
+    @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+    def test_ctrl_c_ends_it_and_leaves_nothing_half_done(self, tmp_path):
+        plugin = (ROOT / "examples" / "iopaint-blur" / "iopaint_blur.py").read_text()
+        forward = """\
+        import signal, threading
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+        print("at work")
+        threading.Event().wait(60)
+"""
+        (tmp_path / "slow.py").write_text(plugin.replace("        import cv2", forward + "        import cv2"))
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "iopaint_core", "--plugins-dir", tmp_path, "run", "--model", "slow:blur",
+             "--image", PHOTO, "--mask", MASK, "--output", tmp_path / "out" / "photo.jpg"],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        process.stderr.close()
+        assert process.wait(30) == 1
+        assert "Aborted!" in told
+        assert list((tmp_path / "out").iterdir()) == []
 
     def test_a_model_that_can_not_be_loaded_is_no_wrong_use(self, tmp_path):
         plugin = (ROOT / "examples" / "iopaint-blur" / "iopaint_blur.py").read_text()
