@@ -141,7 +141,6 @@ class TestRun:
         assert done.returncode == 0
         assert (tmp_path / "out.png").exists()
 
-    @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
     def test_ctrl_c_ends_it_and_leaves_nothing_half_done(self, tmp_path):
         plugin = (ROOT / "examples" / "iopaint-blur" / "iopaint_blur.py").read_text()
         forward = """\
@@ -173,7 +172,6 @@ class TestRun:
         assert "Install torch_of_nobody" in done.stderr
         assert "Traceback" not in done.stderr
 
-    @pytest.mark.skipif(os.name != "posix", reason="pty is POSIX's")
     def test_on_a_terminal_a_bar_shows_progress(self, tmp_path):
         host, terminal = pty.openpty()
         subprocess.run(
@@ -275,7 +273,6 @@ class TestBadPictures:
         assert done.returncode == 0
         assert (tmp_path / "out.png").read_bytes() == (tmp_path / "photo.png").read_bytes()
 
-    @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
     def test_a_read_only_folder(self, tmp_path):
         folder = tmp_path / "sealed"
         folder.mkdir()

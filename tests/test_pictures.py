@@ -1,5 +1,4 @@
 import io
-import os
 import signal
 import stat
 import subprocess
@@ -377,7 +376,6 @@ class TestWriting:
         assert (tmp_path / "out.webp").read_bytes() == b"old"
         assert [path.name for path in tmp_path.iterdir()] == ["out.webp"]
 
-    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on Windows")
     def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file_whole(self, tmp_path):
         (tmp_path / "out.png").write_bytes(b"old")
         script = """if True:
@@ -395,7 +393,6 @@ class TestWriting:
         write_picture(read_picture(PHOTO), tmp_path / "out.png")
         assert read_picture(tmp_path / "out.png").rgb.shape == (512, 512, 3)
 
-    @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
     def test_a_new_file_has_the_usual_mode_and_a_replaced_one_keeps_its_own(self, tmp_path):
         (tmp_path / "usual").touch()
         write_picture(read_picture(PHOTO), tmp_path / "new.png")
