@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from iopaint_core.schema import LoadContext, ModelInfo
 
 ENTRY_POINT_GROUP = "iopaint"
-ANNOUNCE, LOAD = HOOKS = ("iopaint_available_models", "iopaint_load_model")
+ANNOUNCE = "iopaint_available_models"
+HOOKS = (ANNOUNCE, "iopaint_load_model")
 REMEDIES = {
     Stage.CONFIGURE: "Correct the name or install the package",
     Stage.IMPORT: "Reinstall or update the package, or disable it with IOPAINT_DISABLE_PLUGINS",
