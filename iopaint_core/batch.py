@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from iopaint_core.errors import InputError, IOPaintError, ModelError, PictureReadError, PictureWriteError
-from iopaint_core.models import ImageModel, InpaintModel, Model
+from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel
 from iopaint_core.pictures import (
     FORMATS,
     MAX_PIXELS,
@@ -21,14 +22,13 @@ from iopaint_core.pictures import (
 from iopaint_core.schema import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import PIL.Image
 
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.manager import ModelManager
-    from iopaint_core.schema import InpaintRequest
 
 
 class Status(str, Enum):
@@ -47,8 +47,8 @@ class Job:
     """A picture, the masks found for it, and where the result goes."""
 
     image: Path
-    masks: tuple[Path, ...]
-    """One for a model that takes a mask; none, or several of one stem, are errors of this job."""
+    masks: tuple[Path, ...] | None
+    """None for a model that takes no mask. Else one; none found, or several of one stem, are errors of this job."""
     output: Path
 
 
@@ -65,7 +65,8 @@ class Outcome:
 class Options:
     """How results are made and written."""
 
-    request: InpaintRequest | None = None
+    config: bytes | None = None
+    """The request for the model's shape, as JSON."""
     overwrite: bool = False
     concat: bool = False
     """Write picture, mask and result side by side."""
@@ -87,7 +88,7 @@ def plan(
             raise InputError(f"There is no file or folder {path}", "Check its name")
     jobs = _folder_jobs(image, mask, output, recursive) if image.is_dir() else [_file_job(image, mask, output)]
     for job in jobs:
-        if not overwrite and any(_same(job.output, source) for source in (job.image, *job.masks)):
+        if not overwrite and any(_same(job.output, source) for source in (job.image, *(job.masks or ()))):
             raise InputError(f"The result would overwrite {job.output}", "Add --overwrite, or write elsewhere")
     return jobs
 
@@ -95,19 +96,25 @@ def plan(
 def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) -> Iterator[Outcome]:
     """Do each job and tell what became of it; a bad picture does not stop the others.
 
-    The model is leased throughout. Raises `ModelNameError` or `ModelLoadError` before the first job, and
-    `InputError` if the model takes masks and there are none, or the other way round.
+    The model is leased throughout. Raises before it is loaded: `ModelNameError`, `RequestError`, and `InputError`
+    if it takes masks and there are none, or the other way round; then `ModelLoadError`.
     """
-    with manager.load(model) as loaded:
-        masked = any(job.masks for job in jobs)
-        if isinstance(loaded, InpaintModel) and not masked:
-            raise InputError(
-                f"{model} repaints what a mask covers, and no picture has a mask", "Give --mask a file or a folder"
-            )
-        if masked and not isinstance(loaded, InpaintModel):
-            raise InputError(f"{model} takes no mask", "Leave out --mask")
+    shape = SHAPES[manager.find(model).task]
+    request = None if options.config is None else shape.request_type.validate(options.config)
+    masked = any(job.masks is not None for job in jobs)
+    if shape is InpaintModel and not masked:
+        raise InputError(f"{model} needs a mask, and there is none", "Give --mask a file or a folder")
+    if masked and shape is not InpaintModel:
+        raise InputError(f"{model} takes no mask", "Leave out --mask")
+    methods: dict[object, Callable[..., Image]] = {
+        InpaintModel: manager.inpaint,
+        ImageModel: manager.process,
+        MaskModel: manager.segment,
+    }
+    call = functools.partial(methods[shape], model, request=request)
+    with manager.load(model):
         for job in jobs:
-            yield _attempt(manager, model, loaded, job, options)
+            yield _attempt(call, job, options)
 
 
 def _file_job(image: Path, mask: Path | None, output: Path) -> Job:
@@ -133,9 +140,9 @@ def _folder_jobs(folder: Path, mask: Path | None, output: Path, recursive: bool)
     return jobs
 
 
-def _masks_of(image: Path, folder: Path, mask: Path | None) -> tuple[Path, ...]:
+def _masks_of(image: Path, folder: Path, mask: Path | None) -> tuple[Path, ...] | None:
     if mask is None or not mask.is_dir():
-        return () if mask is None else (mask,)
+        return None if mask is None else (mask,)
     beside = (mask / image.relative_to(folder)).parent
     found = beside.iterdir() if beside.is_dir() else ()
     return tuple(sorted(path for path in found if path.stem == image.stem and _is_picture(path)))
@@ -149,38 +156,33 @@ def _same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _attempt(manager: ModelManager, model: str, loaded: Model, job: Job, options: Options) -> Outcome:
+def _attempt(call: Callable[..., Image], job: Job, options: Options) -> Outcome:
     if job.output.exists() and not options.overwrite:
         return Outcome(job, Status.SKIPPED)
     try:
-        return Outcome(job, _do(manager, model, loaded, job, options))
+        return Outcome(job, _do(call, job, options))
     except IOPaintError as error:
         return Outcome(job, Status.FAILED, error)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, SystemExit too
         told = ModelError(
-            f"{model} failed on {job.image}: {describe(error)}", "Report it to the author of the plugin"
+            f"The model failed on {job.image}: {describe(error)}", "Report it to the author of its plugin"
         )
         told.__cause__ = error
         return Outcome(job, Status.FAILED, told)
 
 
-def _do(manager: ModelManager, model: str, loaded: Model, job: Job, options: Options) -> Status:
+def _do(call: Callable[..., Image], job: Job, options: Options) -> Status:
     picture = read_picture(job.image, max_pixels=options.max_pixels)
-    mask = _mask_for(picture, job, options) if isinstance(loaded, InpaintModel) else None
+    mask = None if job.masks is None else _mask_for(picture, job, options)
     empty = mask is not None and not (mask > 127).any()
     _make_folder(job.output.parent)
     same_format = FORMATS.get(job.image.suffix.lower()) == FORMATS[job.output.suffix.lower()]
     if empty and same_format and not options.concat:
         copy_picture(job.image, job.output)
         return Status.UNCHANGED
-    if mask is not None:
-        result = manager.inpaint(model, picture.rgb, mask, options.request)
-    elif isinstance(loaded, ImageModel):
-        result = manager.process(model, picture.rgb)
-    else:
-        result = manager.segment(model, picture.rgb)
+    result = call(picture.rgb) if mask is None else call(picture.rgb, mask)
     repaired = picture.repaired(result) if result.ndim == 3 else Picture(_to_pillow(result))
     if options.concat:
         repaired = _side_by_side([array for array in (picture.rgb, mask, repaired.rgb) if array is not None])
@@ -189,14 +191,15 @@ def _do(manager: ModelManager, model: str, loaded: Model, job: Job, options: Opt
 
 
 def _mask_for(picture: Picture, job: Job, options: Options) -> Mask:
-    if len(job.masks) != 1:
-        found = f"{len(job.masks)} masks: {', '.join(map(str, job.masks))}" if job.masks else "no mask"
+    masks = job.masks or ()
+    if len(masks) != 1:
+        found = f"{len(masks)} masks: {', '.join(map(str, masks))}" if masks else "no mask"
         raise PictureReadError(f"{job.image} has {found}", "Give each picture one mask with its stem")
-    mask = read_mask(job.masks[0], max_pixels=options.max_pixels)
+    mask = read_mask(masks[0], max_pixels=options.max_pixels)
     if mask.shape != picture.rgb.shape[:2]:
         sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (picture.rgb, mask)]
         raise InputError(
-            f"{job.image} is {sizes[0]} and its mask {job.masks[0]} is {sizes[1]}",
+            f"{job.image} is {sizes[0]} and its mask {masks[0]} is {sizes[1]}",
             "Make the mask as large as the picture",
         )
     return mask

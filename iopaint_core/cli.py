@@ -103,7 +103,7 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="File or folder for the result.")
 @click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="InpaintRequest as JSON."
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The request, as JSON."
 )
 @click.option("--recursive", is_flag=True, help="Look into the folder's folders too.")
 @click.option("--overwrite", is_flag=True, help="Replace what exists; without it, finished pictures are skipped.")
@@ -143,17 +143,21 @@ def run(
 
     from iopaint_core import batch
     from iopaint_core.manager import ModelManager, default_context
-    from iopaint_core.schema import InpaintRequest
 
     PIL.Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit
     with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
-        request = InpaintRequest.validate(config.read_bytes()) if config else None
         jobs = batch.plan(image, mask, output, recursive=recursive, overwrite=overwrite)
         context = replace(default_context(), device=device)
         if model_dir:
             context = replace(context, cache=model_dir)
         manager = ModelManager(_plugins(plugins_dir), context=context)
-        options = batch.Options(request, overwrite, concat, quality, round(max_megapixels * 1_000_000))
+        options = batch.Options(
+            config=config.read_bytes() if config else None,
+            overwrite=overwrite,
+            concat=concat,
+            quality=quality,
+            max_pixels=round(max_megapixels * 1_000_000),
+        )
         counts = Counter(
             _report(outcome) for outcome in _with_progress(batch.run(manager, model, jobs, options), jobs)
         )

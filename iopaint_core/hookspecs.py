@@ -42,7 +42,7 @@ def iopaint_load_model(info: ModelInfo, context: LoadContext) -> Model:  # type:
 
     `info` is one of this plugin's own models: no other plugin's implementation runs. `context` says under
     what conditions to load, device and dtype among them. Returns an `InpaintModel`, an `ImageModel` or a
-    `MaskModel`; whatever this raises reaches the host as the cause of a `ModelLoadError`.
+    `MaskModel`, as `info.task` says; whatever this raises reaches the host as the cause of a `ModelLoadError`.
 
     Wrappers (`@hookimpl(wrapper=True)`) of every plugin run around each load, to compile, quantise, time or
     log it; they receive and return the model.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from iopaint_core.catalog import ScanReport, find_model, scan
 from iopaint_core.errors import ModelLoadError, ModelNameError
-from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model
+from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
 from iopaint_core.schema import LoadContext, ModelInfo
@@ -123,13 +123,14 @@ class ModelManager:
 
     @contextmanager
     def _run(self, name: str, shape: type[Shape]) -> Iterator[Shape]:
+        if SHAPES[self.find(name).task] is not shape:
+            raise ModelNameError(
+                f"{name} is no {shape.__name__}",
+                "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment",
+            )
         lease = self.load(name)
         with lease as model:
-            if not isinstance(model, shape):
-                raise ModelNameError(
-                    f"{name} is no {shape.__name__}",
-                    "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment",
-                )
+            assert isinstance(model, shape), "_load sees to it"
             # The model's own lock comes first, so that who waits for a model takes no slot from another.
             with self._running.setdefault(lease.key, threading.Lock()), self._slots:
                 yield model
@@ -139,11 +140,12 @@ class ModelManager:
 
     def _load(self, info: ModelInfo) -> Model:
         model = self.plugins.load_model(info, self.context)
-        if not isinstance(model, Model):
+        shape = SHAPES[info.task]
+        if not isinstance(model, shape):
             raise ModelLoadError(
-                f"{info.qualified_name} could not be loaded: its plugin returned {type(model).__name__}, no model",
-                f"Report it to the author of {info.distribution}: the loader returns an InpaintModel, an "
-                "ImageModel or a MaskModel",
+                f"{info.qualified_name} could not be loaded: its plugin returned {type(model).__name__}, no "
+                f"{shape.__name__} as its task ({info.task.value}) says",
+                f"Report it to the author of {info.distribution}",
             )
         return model
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from iopaint_core import imaging
 from iopaint_core.errors import InputError, ModelOutputError
-from iopaint_core.schema import HDStrategy, ImageRequest, InpaintRequest, MaskRequest
+from iopaint_core.schema import HDStrategy, ImageRequest, InpaintRequest, MaskRequest, Task
 
 if TYPE_CHECKING:
     from iopaint_core.imaging import Image, Mask
@@ -49,6 +49,7 @@ class Model:
 class InpaintModel(Model, ABC):
     """Repaints what a mask covers. Everything around `forward` is done here, once for all models."""
 
+    request_type = InpaintRequest
     pad_multiple: int = 1
     """Both sides of what `forward` receives are multiples of this, in pixels."""
     min_size: int = 1
@@ -125,6 +126,8 @@ class InpaintModel(Model, ABC):
 class ImageModel(Model, ABC):
     """Makes a picture from a picture: upscales, restores, cuts out."""
 
+    request_type = ImageRequest
+
     @abstractmethod
     def forward(self, image: Image, request: ImageRequest) -> Image:
         """Return a `uint8` array `(H, W, 3)` in RGB or `(H, W, 4)` in RGBA, of any size."""
@@ -148,6 +151,8 @@ class ImageModel(Model, ABC):
 class MaskModel(Model, ABC):
     """Finds a mask in a picture, with or without clicks."""
 
+    request_type = MaskRequest
+
     @abstractmethod
     def forward(self, image: Image, request: MaskRequest) -> Mask:
         """Return a `uint8` array `(H, W)`, 255 where the subject is."""
@@ -169,6 +174,15 @@ class MaskModel(Model, ABC):
             result = self.forward(image.copy(), request)
         _check_output(self, result, [(height, width)])
         return result
+
+
+SHAPES: dict[Task, type[InpaintModel] | type[ImageModel] | type[MaskModel]] = {
+    Task.INPAINT: InpaintModel,
+    Task.RESTORE: ImageModel,
+    Task.MATTING: ImageModel,
+    Task.SEGMENT: MaskModel,
+}
+"""What a model of each task is, so that a host knows before it loads one."""
 
 
 @contextlib.contextmanager

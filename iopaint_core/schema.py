@@ -36,16 +36,16 @@ class ModelType(str, Enum):
 
 
 class Task(str, Enum):
-    """What a model does to a picture."""
+    """What a model does to a picture, and with that its shape."""
 
     INPAINT = "inpaint"
-    """Repaint what a mask covers."""
+    """Repaint what a mask covers: an `InpaintModel`."""
     RESTORE = "restore"
-    """Return a better picture: upscale, denoise, restore faces."""
+    """Return a better picture, upscaled, denoised, faces restored: an `ImageModel`."""
     MATTING = "matting"
-    """Cut the foreground out of its background."""
+    """Cut the foreground out of its background: an `ImageModel`."""
     SEGMENT = "segment"
-    """Return a mask, with or without clicks."""
+    """Return a mask, with or without clicks: a `MaskModel`."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from iopaint_core import InpaintModel, ModelInfo, ModelManager, ModelType, PluginManager, hookimpl
+from iopaint_core import InpaintModel, ModelInfo, ModelManager, ModelType, PluginManager, Task, hookimpl
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -23,13 +23,13 @@ class Red(InpaintModel):
         return image
 
 
-def make_plugin(*names, load=Red, **functions):
-    """A plugin module that announces models of those names; `functions` replace or add its hooks."""
+def make_plugin(*names, load=Red, task=Task.INPAINT, **functions):
+    """A plugin module that announces models of those names and that task; `functions` replace or add its hooks."""
     module = types.ModuleType("a_plugin")
 
     @hookimpl
     def iopaint_available_models():
-        return [ModelInfo(name=name, type=ModelType.PLUGIN) for name in names]
+        return [ModelInfo(name=name, type=ModelType.PLUGIN, task=task) for name in names]
 
     @hookimpl
     def iopaint_load_model(info, context):

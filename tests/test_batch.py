@@ -9,6 +9,8 @@ from iopaint_core import (
     IOPaintError,
     MaskModel,
     ModelManager,
+    RequestError,
+    Task,
     batch,
     read_mask,
     read_picture,
@@ -202,10 +204,10 @@ class TestRun:
                     raise error("not today")
                 return image
 
-        plugins.register(make_plugin("moody", load=Moody), "moody")
+        plugins.register(make_plugin("moody", load=Moody, task=Task.RESTORE), "moody")
         jobs = plan(folder / "photos", None, folder / "out")
         failed, done = run(ModelManager(plugins), "moody", jobs, Options())
-        assert "moody failed on" in str(failed.error)
+        assert "The model failed on" in str(failed.error)
         assert f"{error.__name__}: not today" in str(failed.error)
         assert done.status is Status.REPAIRED
 
@@ -220,8 +222,8 @@ class TestRun:
                 mask[:, :10] = 255
                 return mask
 
-        plugins.register(make_plugin("cut", load=Cut), "cut")
-        plugins.register(make_plugin("left", load=Left), "left")
+        plugins.register(make_plugin("cut", load=Cut, task=Task.MATTING), "cut")
+        plugins.register(make_plugin("left", load=Left, task=Task.SEGMENT), "left")
         manager = ModelManager(plugins)
         for model in ("cut", "left"):
             (outcome,) = run(manager, model, plan(folder / "photos" / "a.png", None, folder / model), Options())
@@ -229,12 +231,23 @@ class TestRun:
         assert read_picture(folder / "cut" / "a.png").samples.getpixel((0, 0))[3] == 9
         assert (read_mask(folder / "left" / "a.png")[:, :10] == 255).all()
 
+    def test_a_config_is_the_request_of_the_models_shape(self, folder, plugins):
+        class Larger(ImageModel):
+            def forward(self, image, request):
+                return image.repeat(int(request.scale), axis=0).repeat(int(request.scale), axis=1)
+
+        plugins.register(make_plugin("larger", load=Larger, task=Task.RESTORE), "larger")
+        manager, jobs = ModelManager(plugins), plan(folder / "photos" / "a.png", None, folder / "out")
+        with pytest.raises(RequestError, match="'cv2_radius' is no key of it"):
+            list(run(manager, "larger", jobs, Options(config=b'{"cv2_radius": 3}')))
+        assert manager.pool.stats().loads == 0
+        list(run(manager, "larger", jobs, Options(config=b'{"scale": 3}')))
+        assert read_picture(folder / "out" / "a.png").rgb.shape == (120, 180, 3)
+
     def test_a_mask_that_is_missing_or_of_no_use_is_told_before_the_first_picture(self, folder, plugins, manager):
-        with pytest.raises(InputError, match="no picture has a mask"):
+        with pytest.raises(InputError, match="and there is none"):
             list(run(manager, "red", plan(folder / "photos", None, folder / "out"), Options()))
-        plugins.register(
-            make_plugin("copy", load=type("Copy", (ImageModel,), {"forward": lambda *a: a[1]})), "copy"
-        )
+        plugins.register(make_plugin("copy", load=None, task=Task.RESTORE), "copy")
         with pytest.raises(InputError, match="copy takes no mask"):
             list(run(manager, "copy", plan(folder / "photos", folder / "masks", folder / "out"), Options()))
         assert not (folder / "out").exists()

@@ -14,6 +14,7 @@ from iopaint_core import (
     ModelLoadError,
     ModelManager,
     ModelNameError,
+    Task,
     UnknownModelError,
     hookimpl,
 )
@@ -41,11 +42,17 @@ def test_a_host_names_a_model_and_gets_a_repaired_picture():
 
 
 def test_the_three_shapes_are_run_by_their_methods(plugins):
-    for name, load in [("red", Red), ("half", Half), ("bright", Bright)]:
-        plugins.register(make_plugin(name, load=load), name)
+    for name, load, task in [
+        ("red", Red, Task.INPAINT),
+        ("half", Half, Task.RESTORE),
+        ("cut", Half, Task.MATTING),
+        ("bright", Bright, Task.SEGMENT),
+    ]:
+        plugins.register(make_plugin(name, load=load, task=task), name)
     manager = ModelManager(plugins)
     assert manager.inpaint("red", photograph(), MASK).shape == (40, 60, 3)
     assert manager.process("half", photograph()).shape == (20, 30, 3)
+    assert manager.process("cut", photograph()).shape == (20, 30, 3)
     assert manager.segment("bright", photograph()).shape == (40, 60)
     with pytest.raises(ModelNameError, match="half is no InpaintModel"):
         manager.inpaint("half", photograph(), MASK)
@@ -86,8 +93,8 @@ def test_a_plugin_learns_under_what_conditions_to_load(plugins, monkeypatch, tmp
     assert ModelManager(plugins).context.cache.is_relative_to(Path.home())
 
 
-@pytest.mark.parametrize("result", [None, "model", object()])
-def test_a_loader_that_returns_no_model_is_an_error_and_leaves_nothing(plugins, result):
+@pytest.mark.parametrize("result", [None, "model", object(), Half()])
+def test_a_loader_that_returns_something_else_than_its_task_says_is_an_error_and_leaves_nothing(plugins, result):
     plugins.register(make_plugin("bad", load=lambda: result), "bad")
     manager = ModelManager(plugins)
     with pytest.raises(ModelLoadError, match="bad:bad could not be loaded: its plugin returned"):
