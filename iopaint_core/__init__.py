@@ -12,6 +12,8 @@ from iopaint_core.errors import (
     AmbiguousModelError,
     InputError,
     IOPaintError,
+    LoadCancelledError,
+    LoadTimeoutError,
     ModelError,
     ModelLoadError,
     ModelNameError,
@@ -22,8 +24,10 @@ from iopaint_core.errors import (
     PictureWriteError,
     PluginError,
     PoolError,
+    PoolFullError,
     RequestError,
     UnknownModelError,
+    WeightsError,
 )
 from iopaint_core.hookspecs import BasePlugin, hookimpl
 from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, report_progress
@@ -46,35 +50,83 @@ from iopaint_core.schema import (
 )
 
 if TYPE_CHECKING:
+    from iopaint_core.accounts import Counts, EventKind, Held, Ledger, PoolEvent, PoolStats
+    from iopaint_core.async_manager import AsyncModelManager
+    from iopaint_core.components import (
+        ComponentKey,
+        file_component,
+        footprint,
+        fork,
+        module_component,
+        on_device,
+    )
+    from iopaint_core.entries import Component, SharedComponents, raise_if_cancelled
+    from iopaint_core.eviction import GDSF, LRU, EvictionPolicy, Usage
+    from iopaint_core.identity import IdentityIndex
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
-    from iopaint_core.pool import Lease, ModelPool, PoolStats
+    from iopaint_core.pool import Lease, ModelPool
+    from iopaint_core.tensorfiles import TensorFiles
 
 _MODULES = {
+    "AsyncModelManager": "async_manager",
+    "ComponentKey": "components",
+    "IdentityIndex": "identity",
+    "TensorFiles": "tensorfiles",
+    "file_component": "components",
+    "footprint": "components",
+    "fork": "components",
+    "module_component": "components",
+    "on_device": "components",
+    "Component": "entries",
+    "Counts": "accounts",
+    "EventKind": "accounts",
+    "EvictionPolicy": "eviction",
+    "GDSF": "eviction",
+    "Held": "accounts",
+    "LRU": "eviction",
     "Lease": "pool",
+    "Ledger": "accounts",
     "ModelManager": "manager",
     "ModelPool": "pool",
     "Picture": "pictures",
-    "PoolStats": "pool",
+    "PoolEvent": "accounts",
+    "PoolStats": "accounts",
+    "SharedComponents": "entries",
+    "Usage": "eviction",
+    "raise_if_cancelled": "entries",
     "read_mask": "pictures",
     "read_picture": "pictures",
     "write_picture": "pictures",
 }
 
 __all__ = [
+    "GDSF",
+    "LRU",
     "AmbiguousModelError",
+    "AsyncModelManager",
     "BasePlugin",
     "CV2Flag",
     "Click",
+    "Component",
+    "ComponentKey",
+    "Counts",
+    "EventKind",
+    "EvictionPolicy",
     "HDStrategy",
+    "Held",
     "IOPaintError",
+    "IdentityIndex",
     "ImageModel",
     "ImageRequest",
     "InpaintModel",
     "InpaintRequest",
     "InputError",
     "Lease",
+    "Ledger",
+    "LoadCancelledError",
     "LoadContext",
+    "LoadTimeoutError",
     "MaskModel",
     "MaskRequest",
     "Model",
@@ -96,15 +148,27 @@ __all__ = [
     "PluginManager",
     "PluginStatus",
     "PoolError",
+    "PoolEvent",
+    "PoolFullError",
     "PoolStats",
     "Problem",
     "RequestError",
     "ScanReport",
+    "SharedComponents",
     "Stage",
     "Task",
+    "TensorFiles",
     "UnknownModelError",
+    "Usage",
+    "WeightsError",
+    "file_component",
     "find_model",
+    "footprint",
+    "fork",
     "hookimpl",
+    "module_component",
+    "on_device",
+    "raise_if_cancelled",
     "read_mask",
     "read_picture",
     "report_progress",

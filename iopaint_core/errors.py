@@ -52,8 +52,24 @@ class ModelOutputError(ModelError):
     """A model returned something else than its contract says."""
 
 
+class WeightsError(ModelLoadError):
+    """A file of weights is damaged, or of a kind that is not read."""
+
+
 class PoolError(IOPaintError):
     """The pool was used in a way that it can't serve, a closed lease for example."""
+
+
+class PoolFullError(PoolError):
+    """There is no room on a device, and none came in time; the message names who holds how much."""
+
+
+class LoadTimeoutError(PoolError):
+    """A load has not finished in time; it goes on, and who asks again waits on."""
+
+
+class LoadCancelledError(PoolError):
+    """Raised in a load that nobody waits for any more."""
 
 
 class InputError(IOPaintError):

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from iopaint_core.catalog import ScanReport, find_model, scan
-from iopaint_core.errors import ModelLoadError, ModelNameError
+from iopaint_core.components import is_out_of_memory, process_defaults, reclaim
+from iopaint_core.errors import ModelLoadError, ModelNameError, PoolFullError
+from iopaint_core.identity import IdentityIndex
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
 from iopaint_core.schema import LoadContext, ModelInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Mapping
 
+    from iopaint_core.entries import Component, Share
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Progress
     from iopaint_core.schema import ImageRequest, InpaintRequest, MaskRequest
 
 Shape = TypeVar("Shape", bound=Model)
+
+_logger = logging.getLogger(__name__)
 
 
 class ModelKey(NamedTuple):
@@ -31,6 +38,9 @@ class ModelKey(NamedTuple):
     info: ModelInfo
     device: str
     dtype: str | None
+
+    def __str__(self) -> str:
+        return self.info.name
 
 
 class ModelManager:
@@ -50,12 +60,15 @@ class ModelManager:
         concurrency: int | None = None,
     ) -> None:
         self.plugins = PluginManager() if plugins is None else plugins
-        self.pool: ModelPool[Model] = ModelPool() if pool is None else pool
+        self.pool: ModelPool[Model] = ModelPool(reclaim=reclaim) if pool is None else pool
         self.context = default_context() if context is None else context
         self._discovers = plugins is None
         self._models: tuple[ModelInfo, ...] = ()
         self._found: dict[str, ModelInfo] = {}
-        self._running: dict[Hashable, threading.Lock] = {}
+        cached = self.context.cache != Path()
+        self._index = IdentityIndex(self.context.cache / "digests.sqlite" if cached else None)
+        self._switching = threading.Lock()
+        self._kept: tuple[ModelKey, Lease[Model]] | None = None
         slots = concurrency or ((os.cpu_count() or 1) if self.context.device == "cpu" else 1)
         self._slots = threading.BoundedSemaphore(slots)
 
@@ -78,16 +91,68 @@ class ModelManager:
         return found[name]
 
     def load(self, name: str) -> Lease[Model]:
-        """Lease a model, loading it unless the pool holds it. Raises `ModelNameError`, `ModelLoadError`.
+        """Lease a model, loading it unless the pool holds it.
 
-        Calls of a leased model come in whatever order its holders make them; `inpaint` and the others queue.
+        Raises `ModelNameError`, `ModelLoadError`, `PoolFullError`, `LoadTimeoutError`. Calls of a leased model come
+        in whatever order its holders make them; `inpaint` and the others queue.
         """
-        key = self._key(name)
-        return self.pool.lease(key, lambda: self._load(key.info))
+        return self._lease(self._key(name))
+
+    def preload(self, *names: str) -> None:
+        """Load models, one after the other, and keep them idle in the pool as long as there is room."""
+        for name in names:
+            self.load(name).close()
 
     def unload(self, name: str) -> bool:
         """Drop a loaded model; False if it is not loaded, or in use."""
         return self.pool.release(self._key(name))
+
+    @property
+    def current(self) -> ModelInfo | None:
+        """The model that was switched to last."""
+        return None if self._kept is None else self._kept[0].info
+
+    def switch(self, name: str) -> None:
+        """Load a model, keep it loaded, and let go of the one that was switched to before.
+
+        If there is no room for both, the one before goes first. If the load fails, the one before stays, or comes
+        back, and what went wrong is raised.
+        """
+        key = self._key(name)
+        with self._switching:
+            if self._kept is None:
+                self._kept = key, self._lease(key)
+                return
+            before, kept = self._kept
+            try:
+                lease = self._lease(key, wait_for_room=0.0)
+            except PoolFullError:
+                kept.close()
+                self._kept = None
+                try:
+                    lease = self._lease(key)
+                except BaseException:
+                    self._kept = before, self._lease(before)
+                    raise
+            kept.close()
+            self._kept = key, lease
+
+    def plan(self, name: str) -> Mapping[str, Component[Any]]:
+        """The components that a model is made of, by name, with their sizes; nothing is loaded.
+
+        Its plugin's loader runs until it asks for them. One that never asks loads its model, which is dropped.
+        """
+
+        def stop(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
+            raise _PlannedError(components)
+
+        try:
+            self._load(self.find(name), stop).close()
+        except ModelLoadError as error:
+            if isinstance(error.__cause__, _PlannedError):
+                return error.__cause__.components
+            raise
+        return {}
 
     def inpaint(
         self,
@@ -99,8 +164,7 @@ class ModelManager:
         progress: Progress | None = None,
     ) -> Image:
         """Repaint what a mask covers; see `InpaintModel`."""
-        with self._run(name, InpaintModel) as model:
-            return model(image, mask, request, progress=progress)
+        return self._call(name, InpaintModel, lambda model: model(image, mask, request, progress=progress))
 
     def process(
         self,
@@ -111,35 +175,58 @@ class ModelManager:
         progress: Progress | None = None,
     ) -> Image:
         """Make a picture from a picture; see `ImageModel`."""
-        with self._run(name, ImageModel) as model:
-            return model(image, request, progress=progress)
+        return self._call(name, ImageModel, lambda model: model(image, request, progress=progress))
 
     def segment(
         self, name: str, image: Image, request: MaskRequest | None = None, *, progress: Progress | None = None
     ) -> Mask:
         """Find a mask in a picture; see `MaskModel`."""
-        with self._run(name, MaskModel) as model:
-            return model(image, request, progress=progress)
+        return self._call(name, MaskModel, lambda model: model(image, request, progress=progress))
 
-    @contextmanager
-    def _run(self, name: str, shape: type[Shape]) -> Iterator[Shape]:
+    def _call(self, name: str, shape: type[Shape], call: Callable[[Shape], Image]) -> Image:
         if SHAPES[self.find(name).task] is not shape:
             raise ModelNameError(
                 f"{name} is no {shape.__name__}",
                 "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment",
             )
         lease = self.load(name)
-        with lease as model:
+        with lease as model, ExitStack() as held:
             assert isinstance(model, shape), "_load sees to it"
-            # The model's own lock comes first, so that who waits for a model takes no slot from another.
-            with self._running.setdefault(lease.key, threading.Lock()), self._slots:
-                yield model
+            # The model's own locks come first, so that who waits for a model takes no slot from another.
+            for lock in lease.locks:
+                held.enter_context(lock)
+            held.enter_context(self._slots)
+            try:
+                return call(model)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                _logger.warning("%s ran out of memory; trying again without what is idle", name)
+            self.pool.trim(self.context.device)
+            return call(model)
 
     def _key(self, name: str) -> ModelKey:
         return ModelKey(self.find(name), self.context.device, self.context.dtype)
 
-    def _load(self, info: ModelInfo) -> Model:
-        model = self.plugins.load_model(info, self.context)
+    def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:
+        return self.pool.lease(
+            key,
+            lambda share: self._load(key.info, share),
+            measure=lambda model: model.nbytes,
+            close=lambda model: model.close(),
+            device=key.device,
+            wait_for_room=wait_for_room,
+        )
+
+    def _load(self, info: ModelInfo, share: Share) -> Model:
+        context = replace(self.context, share=share, index=self._index)
+        try:
+            with process_defaults:
+                model = self.plugins.load_model(info, context)
+        except ModelLoadError as error:
+            if is_out_of_memory(error.__cause__):
+                raise MemoryError(str(error.__cause__)) from error
+            raise
         shape = SHAPES[info.task]
         if not isinstance(model, shape):
             raise ModelLoadError(
@@ -148,6 +235,14 @@ class ModelManager:
                 f"Report it to the author of {info.distribution}",
             )
         return model
+
+
+class _PlannedError(BaseException):
+    """Ends a loader once it has said what it needs; no plugin that catches `Exception` keeps it."""
+
+    def __init__(self, components: Mapping[str, Component[Any]]) -> None:
+        super().__init__("this load only asks for what is needed")
+        self.components = components
 
 
 def default_context() -> LoadContext:

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from iopaint_core import imaging
@@ -37,10 +37,8 @@ def report_progress(step: int, total: int) -> None:
 class Model:
     """What a plugin's loader returns, in one of three shapes."""
 
-    @property
-    def components(self) -> Mapping[str, object]:
-        """The pieces that hold weights, by name; override to let hosts see them."""
-        return {}
+    nbytes: int = 0
+    """Bytes that it takes on its device besides the components that it shares; the pool charges them."""
 
     def close(self) -> None:
         """Called once, when the pool drops the model; override to free what the garbage collector does not."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from iopaint_core import hookspecs
-from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, did_you_mean
+from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, did_you_mean, PoolError
 from iopaint_core.hookspecs import BasePlugin
 from iopaint_core.schema import PluginInfo, PluginStatus, Problem, Stage, describe
 
@@ -130,7 +130,7 @@ class PluginManager:
     def load_model(self, info: ModelInfo, context: LoadContext) -> object:
         """Run the implementation of the plugin that announced `info` inside the wrappers of every plugin.
 
-        Raises `ModelLoadError`, with what the plugin raised as its cause.
+        Raises `ModelLoadError`, with what the plugin raised as its cause; a `PoolError` or `MemoryError` as it is.
         """
         owner = f"{info.distribution}:{info.plugin_name}"
         plugin = self._pluggy.get_plugin(owner)
@@ -147,7 +147,7 @@ class PluginManager:
                 if name == owner or name in wrapping:
                     load.register(candidate, name)
             return load.hook.iopaint_load_model(info=info, context=context)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, MemoryError, PoolError):
             raise
         except BaseException as error:
             raise ModelLoadError(

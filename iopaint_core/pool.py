@@ -1,149 +1,547 @@
-"""Loaded models, each held once and leased out.
+"""Every set of weights once, leased out: models, and the components they are made of.
 
-An entry is loaded by the first caller who asks for its key; others who ask meanwhile wait for the same
-result. A lease pins its entry: what is pinned is never dropped. The one lock guards the table alone; no load,
-callback or `close` runs while it is held.
+An entry is loaded by the first caller who asks for its key; others who ask meanwhile wait for the same result.
+A lease pins a model and, with it, its components: what is pinned is never dropped. What a device holds, and what
+is about to be loaded there or on its way out, never exceeds its budget.
+
+The one lock guards tables and counts alone. No load, fork, check, `close`, subscriber or log call runs while it is
+held. `docs/architecture/pool.md` has the states, the ledger and the tests that hold them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import logging
+import os
 import threading
+import time
 import weakref
-from collections import deque
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from iopaint_core.errors import PoolError
+from iopaint_core.accounts import EventKind, PoolEvent, PoolStats
+from iopaint_core.entries import Component, Entry, Plan, SharedComponents, device_name, loading, raise_if_cancelled
+from iopaint_core.errors import LoadCancelledError, LoadTimeoutError, PoolError, PoolFullError, WeightsError
+from iopaint_core.eviction import GDSF, EvictionPolicy
+from iopaint_core.schema import describe, format_bytes
+from iopaint_core.table import FULL_REMEDY, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
+    from types import TracebackType
 
+    from iopaint_core.entries import Share
 
-class Pooled(Protocol):
-    """What the pool asks of a model."""
+M = TypeVar("M")
+R = TypeVar("R")
 
-    @property
-    def components(self) -> Mapping[str, object]:
-        """The model's pieces that hold weights, by name."""
+_READERS = 4
+"""Components read at once; more make a disk slower, not faster."""
 
-    def close(self) -> None:
-        """Called once, when the pool drops the model."""
-
-
-M = TypeVar("M", bound=Pooled)
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """What the pool holds and has done so far."""
-
-    leases: Mapping[Hashable, int]
-    """Open leases of each model held; 0 means idle."""
-    hits: int
-    """Leases of a model that was loaded already."""
-    waits: int
-    """Leases that waited for a load that another caller had begun."""
-    loads: int
-    failed_loads: int
-    releases: int
-    """Models dropped."""
+_logger = logging.getLogger(__name__)
+_pools: weakref.WeakSet[ModelPool[Any]] = weakref.WeakSet()
 
 
 class ModelPool(Generic[M]):
-    """Holds each loaded model once, however many callers use it, until it is released."""
+    """Holds each model and each component once, however many callers use it.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: dict[Hashable, _Entry[M]] = {}
-        self._lost: deque[_Entry[M]] = deque()
-        self._hits = self._waits = self._loads = self._failed_loads = self._releases = 0
+    `budgets` gives bytes by device (`{"cpu": 8 << 30, "cuda:0": 6 << 30}`); a device without one has no limit.
+    A caller waits `wait_for_room` seconds for others to give up what they use, and `wait_for_load` for a load.
+    What was idle for `idle_ttl` seconds is dropped. `reclaim(device)` is called after something was dropped there
+    for lack of memory or by `trim`.
+    """
 
-    def lease(self, key: Hashable, load: Callable[[], M]) -> Lease[M]:
+    def __init__(
+        self,
+        budgets: Mapping[str, int] | None = None,
+        *,
+        policy: EvictionPolicy | None = None,
+        wait_for_room: float = 60.0,
+        wait_for_load: float = 600.0,
+        idle_ttl: float | None = None,
+        reclaim: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for device, budget in (budgets or {}).items():
+            if budget < 0:
+                raise PoolError(f"The budget of {device} is {budget} bytes", "Give 0 or more")
+        self._table = Table(budgets or {}, GDSF() if policy is None else policy, clock)
+        self._wait_for_room = wait_for_room
+        self._wait_for_load = wait_for_load
+        self._idle_ttl = idle_ttl
+        self._reclaim = reclaim
+        self._subscribers: tuple[Callable[[PoolEvent], None], ...] = ()
+        self._expiry: threading.Timer | None = None
+        self._inherited: list[Entry] = []
+        self._make_locks()
+        _pools.add(self)
+
+    def lease(
+        self,
+        key: Hashable,
+        load: Callable[[Share], M],
+        *,
+        measure: Callable[[M], int] | None = None,
+        close: Callable[[M], None] | None = None,
+        device: str = "cpu",
+        wait_for_room: float | None = None,
+    ) -> Lease[M]:
         """Pin the model of that key, loading it with `load` if the pool does not hold it.
 
-        One caller loads and the others wait; what `load` raises, all of them raise, and the pool is as it was.
-        """
-        return Lease(self, key, self._pin(key, load))
+        `load` runs in a thread of its own and takes its components from the `share` it is given. One caller loads
+        and the others wait; what `load` raises, all of them raise, and the pool is as it was. `measure` tells the
+        bytes that the model takes on `device` besides its components; `close` is called when it is dropped.
 
-    def get_shared_components(self, key: Hashable) -> Mapping[str, object] | None:
+        Raises `PoolFullError`, `LoadTimeoutError`, and whatever `load` raises.
+        """
+        while True:
+            entry = self._pin_ready(key)
+            if entry is None:
+                patience = self._wait_for_room if wait_for_room is None else wait_for_room
+                model = Component(key, partial(load, self._share), 0, device, measure=measure, close=close)
+                entry = self._pin_loading(model, patience)
+            if self._all_intact([entry], (part for part in entry.checked if not part.used_only_by(entry)), entry):
+                return Lease(self, entry)
+
+    def get_shared_components(self, key: Hashable) -> SharedComponents | None:
         """The components of a loaded model, or None if the pool does not hold it."""
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None or not entry.loaded.done():
-                return None
-        return MappingProxyType(dict(entry.loaded.result().components))
+            entry = self._table.models.get(key)
+            return entry.shared if entry is not None and entry.ready else None
 
     def release(self, key: Hashable) -> bool:
-        """Drop a model that nobody leases; False if there is none, or it is in use."""
+        """Drop an idle model, and those of its components that no other model is made from.
+
+        Returns False if there is no such model, or it is in use.
+        """
         with self._lock:
-            self._collect()
-            entry = self._entries.get(key)
-            if entry is None or entry.leases:
-                return False
-            del self._entries[key]
-            self._releases += 1
-        entry.loaded.result().close()
-        return True
+            self._table.collect()
+            entry = self._table.models.get(key)
+            idle = entry is not None and entry.idle
+            if entry is not None and idle:
+                self._table.retire_with_parts(entry)
+        self._settle()
+        return idle
+
+    def trim(self, device: str | None = None, *, idle: float = 0.0) -> int:
+        """Drop what has been idle for that many seconds, on one device or on all; returns the bytes dropped."""
+        name = None if device is None else device_name(device)
+        with self._lock:
+            self._table.collect()
+            latest = self._table.clock() - idle
+            dropped = [
+                entry
+                for entry in self._table.entries()
+                if entry.idle and entry.usage.last_used <= latest and name in {None, entry.device}
+            ]
+            self._table.retire_all(dropped, EventKind.RELEASED)
+        self._settle()
+        self._give_back({entry.device for entry in dropped})
+        return sum(entry.nbytes for entry in dropped)
+
+    def clear(self) -> None:
+        """Drop everything: what is idle now, what is in use once its last lease closes; forget failures."""
+        with self._lock:
+            self._table.collect()
+            self._table.retire_all(list(self._table.entries()), EventKind.RELEASED)
+            self._table.failures.clear()
+        self._settle()
 
     def stats(self) -> PoolStats:
         """A snapshot of what the pool holds and has done."""
         with self._lock:
-            self._collect()
-            leases = {key: entry.leases for key, entry in self._entries.items()}
-            return PoolStats(leases, self._hits, self._waits, self._loads, self._failed_loads, self._releases)
+            self._table.collect()
+            components = tuple(entry.held() for entry in self._table.components.values())
+            snapshot = PoolStats(
+                {entry.key: entry.held().pins for entry in self._table.models.values()},
+                components,
+                {device: replace(ledger) for device, ledger in self._table.ledgers.items()},
+                sum(held.nbytes * max(0, len(held.users) - 1) for held in components),
+                replace(self._table.counts),
+            )
+        self._settle()
+        return snapshot
 
-    def _pin(self, key: Hashable, load: Callable[[], M]) -> _Entry[M]:
-        while True:
+    def subscribe(self, callback: Callable[[PoolEvent], None]) -> Callable[[], None]:
+        """Have every event told to `callback`, in order, by some thread that uses the pool.
+
+        Calling what is returned ends it. What a callback raises is logged.
+        """
+        with self._lock:
+            self._subscribers += (callback,)
+            self._table.told = True
+
+        def unsubscribe() -> None:
             with self._lock:
-                self._collect()
-                entry = self._entries.get(key)
-                if entry is None:
-                    entry = self._entries[key] = _Entry(threading.get_ident(), leases=1)
-                    self._loads += 1
-                    break
-                if entry.loaded.done():
-                    entry.leases += 1
-                    self._hits += 1
-                    return entry
-                if entry.loader == threading.get_ident():
-                    raise PoolError(f"Loading {key} asks for {key} itself", "A loader leases other models only")
-                entry.leases += 1
-                self._waits += 1
-            try:
-                entry.loaded.result()
-            except CancelledError:
-                continue
-            except BaseException:
-                self._unpin(entry)
-                raise
-            return entry
-        self._load(key, entry, load)
+                self._subscribers = tuple(other for other in self._subscribers if other is not callback)
+                self._table.told = bool(self._subscribers)
+
+        return unsubscribe
+
+    # Acquiring. Only these wait; none of them holds the lock while it does.
+
+    def _pin_ready(self, key: Hashable) -> Entry | None:
+        with self._lock:
+            self._table.collect()
+            entry = self._table.models.get(key)
+            if entry is None or not entry.ready:
+                return None
+            self._table.counts.hits += 1
+            self._table.pin(entry)
+        self._settle_if_needed()
         return entry
 
-    def _load(self, key: Hashable, entry: _Entry[M], load: Callable[[], M]) -> None:
-        try:
-            model = load()
-        except BaseException as error:
+    def _pin_loading(self, model: Component[M], patience: float) -> Entry:
+        while True:
+            begun = []
             with self._lock:
-                del self._entries[key]
-                self._failed_loads += 1
-            if isinstance(error, Exception):
-                entry.loaded.set_exception(error)
-            else:  # Ctrl-C is the first caller's affair: those who wait load for themselves
-                entry.loaded.cancel()
-            raise
-        entry.loaded.set_result(model)
+                self._table.collect()
+                entry = self._table.models.get(model.key)
+                if entry is None:
+                    entry = Entry(model, self._table.models, patience)
+                    self._table.begin(entry)
+                    begun.append(entry)
+                elif entry in loading.get():
+                    raise PoolError(
+                        f"Loading {model.key} asks for {model.key} itself", "A loader leases other models only"
+                    )
+                else:
+                    self._table.counts.waits += 1
+                self._table.pin(entry)
+            self._settle_if_needed()
+            self._start(begun)
+            if self._loaded([entry], begun):
+                return entry
 
-    def _unpin(self, entry: _Entry[M]) -> None:
+    def _share(self, components: Mapping[str, Component[Any]]) -> SharedComponents:
+        """Take components for the model that is being loaded here; they stay pinned as long as it is."""
+        chain = loading.get()
+        if not chain:
+            raise PoolError("share was called outside of a load", "Call it in the thread of the loader it is for")
+        model = chain[-1]
+        plan = Plan(tuple(components.values()), model.patience, chain, str(model.key))
+        while True:
+            entries = self._acquire(plan)
+            if self._all_intact(entries.values(), entries.values(), model):
+                break
         with self._lock:
-            entry.leases -= 1
+            self._table.own(model, entries.values())
+        forks = {name: entries[component.key].forked() for name, component in components.items()}
+        model.shared = SharedComponents({**model.shared, **forks})
+        return SharedComponents(forks)
 
-    def _collect(self) -> None:
-        """Unpin what lost leases held; called with the lock held."""
-        while self._lost:
-            self._lost.popleft().leases -= 1
+    def _acquire(self, plan: Plan) -> dict[Hashable, Entry]:
+        """Pin what a plan wants, loading what is missing: all of it, or none and an error."""
+        self._raise_known_failures(plan)
+        while True:
+            entries, begun = self._when_room(plan, lambda: self._table.admit(plan))
+            self._start(begun)
+            if self._loaded(list(entries.values()), begun):
+                return entries
+
+    def _loaded(self, entries: list[Entry], begun: list[Entry]) -> bool:
+        """Wait for pinned entries, of which the caller began some.
+
+        If one fails, or the wait is cut short, all are unpinned, and what was begun for nobody else is cancelled.
+        False if what another caller had begun was cancelled: then it is to be asked for again.
+        """
+        deadline = time.monotonic() + self._wait_for_load
+        for loader in loading.get()[-1:]:
+            loader.begun = begun
+        current = None
+        try:
+            for current in entries:
+                current.wait(deadline)
+        except BaseException as error:
+            unwanted = self._give_up(entries, [] if isinstance(error, LoadTimeoutError) else begun)
+            if isinstance(error, Exception):
+                for entry in unwanted:  # so that nothing is charged any more when the error is seen
+                    entry.done.wait(max(0.0, deadline - time.monotonic()))
+                self._settle()
+            if isinstance(error, LoadCancelledError) and current not in begun:
+                raise_if_cancelled()
+                return False
+            raise
+        return True
+
+    def _give_up(self, entries: Iterable[Entry], begun: Iterable[Entry] = ()) -> list[Entry]:
+        with self._lock:
+            for entry in entries:
+                self._table.unpin(entry)
+            unwanted = [entry for entry in begun if self._table.abandon(entry)]
+        self._settle()
+        return unwanted
+
+    def _when_room(self, plan: Plan, attempt: Callable[[], R | None]) -> R:
+        """Repeat `attempt`, with the lock held, until it gives something, or the plan's patience ends."""
+        started = time.monotonic()
+        try:
+            while True:
+                with self._lock:
+                    self._table.collect()
+                    evictions = self._table.counts.evictions
+                    result = attempt()
+                    evicted = self._table.counts.evictions > evictions
+                    if result is None and plan not in self._table.waiting:
+                        self._table.waiting += (plan,)
+                self._settle()
+                if result is not None:
+                    return result
+                raise_if_cancelled()
+                if not evicted and not plan.rung(started + plan.patience - time.monotonic()):
+                    raise self._full(plan)
+        finally:
+            if plan in self._table.waiting:
+                with self._lock:
+                    self._table.waiting = tuple(other for other in self._table.waiting if other is not plan)
+                    self._table.changed = True
+                    self._table.counts.seconds_waiting += time.monotonic() - started
+                self._settle()
+
+    def _full(self, plan: Plan) -> PoolFullError:
+        with self._lock:
+            self._table.collect()
+            short = "; ".join(
+                f"{format_bytes(nbytes)} on {device}: {self._table.describe_holders(device)}"
+                for device, nbytes in plan.need.items()
+                if self._table.ledgers[device].over(nbytes) > 0
+            )
+        return PoolFullError(
+            f"{plan.what} found no room in {plan.patience:g} seconds for {short or 'it, behind others who wait'}",
+            FULL_REMEDY,
+        )
+
+    def _raise_known_failures(self, plan: Plan) -> None:
+        for key, component in plan.components.items():
+            stamp, error = self._table.failures.get(key, (None, None))
+            if error is not None:
+                if component.stamp is not None and component.stamp() == stamp:
+                    raise WeightsError(error.message, error.remedy)
+                self._table.failures.pop(key, None)
+
+    # Loading, in threads of their own
+
+    def _start(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            context = contextvars.copy_context()
+            load = threading.Thread(
+                target=context.run, args=(self._load, entry), name=f"iopaint load {entry.key}", daemon=True
+            )
+            load.start()
+
+    def _load(self, entry: Entry) -> None:
+        loading.set((*loading.get(), entry))
+        done = entry.done
+        try:
+            self._load_and_charge(entry)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the load raises it
+            stamp = None if entry.component.stamp is None else entry.component.stamp()
+            with self._lock:
+                self._table.fail(entry, error, stamp)
+        self._settle()
+        done.set()
+
+    def _load_and_charge(self, entry: Entry) -> None:
+        started = time.monotonic()
+        value = self._load_or_relieve(entry)
+        try:
+            measure = entry.component.measure
+            self._charge(entry, entry.nbytes if measure is None else measure(value))
+        except BaseException:
+            self._close(entry, value)
+            value = None  # the traceback holds this frame
+            raise
+        seconds = time.monotonic() - started
+        with self._lock:
+            self._table.finish(entry, value, self._watch(entry, value), seconds)
+
+    def _load_or_relieve(self, entry: Entry) -> object:
+        """Load; out of memory, drop what is idle on the device and try once more."""
+        for part in entry.parts:
+            part.wait(time.monotonic() + self._wait_for_load)
+        if not all(self._checked(part, entry) for part in entry.parts):
+            raise PoolError(f"The host copy of {entry.key} was written into", "Load again: it was dropped")
+        values = [part.forked() for part in entry.parts]
+        # A model's loader waits for those of its components; a component's waits for none.
+        reading = contextlib.nullcontext() if entry.home is self._table.models else self._readers
+        try:
+            with reading:
+                raise_if_cancelled()
+                return entry.component.load(*values)
+        except MemoryError as error:
+            _logger.warning("Loading %s: %s; trying again without what is idle", entry.key, describe(error))
+        with self._lock:
+            if entry.home is self._table.models:
+                self._table.disown_parts(entry)
+            self._table.evict(
+                [other for other in self._table.entries() if other.idle and other.device == entry.device]
+            )
+        self._settle()
+        self._give_back({entry.device})
+        try:
+            with reading:
+                return entry.component.load(*values)
+        except MemoryError as error:
+            with self._lock:
+                held = self._table.describe_holders(entry.device)
+            raise PoolFullError(
+                f"{entry.device} ran out of memory while {entry.key} was loaded; {held}", FULL_REMEDY
+            ) from error
+
+    def _charge(self, entry: Entry, nbytes: int) -> None:
+        """Correct the bytes reserved for an entry by what it takes in truth."""
+
+        def attempt() -> bool | None:
+            if self._table.shortage(plan, {entry.device: nbytes - entry.nbytes}):
+                return None
+            self._table.ledgers[entry.device].reserved += nbytes - entry.nbytes
+            entry.nbytes = nbytes
+            return True
+
+        plan = Plan((), entry.patience, loading.get(), f"{entry.key}")
+        self._when_room(plan, attempt)
+
+    def _watch(self, entry: Entry, value: object) -> weakref.ref[object] | None:
+        """Learn when a value is gone from memory; None if it can't be told."""
+
+        def gone(_: object) -> None:  # may run anywhere, also while this thread holds the lock: it only enqueues
+            self._table.freed.append(entry)
+            self._wake()
+
+        try:
+            return weakref.ref(value, gone)
+        except TypeError:
+            return None
+
+    # Checking
+
+    def _all_intact(self, pinned: Iterable[Entry], parts: Iterable[Entry], user: Entry) -> bool:
+        """Check components before `user` gets them; if one is spoiled, what was pinned is unpinned."""
+        try:
+            intact = all(self._checked(part, user) for part in parts)
+        except BaseException:
+            self._give_up(pinned)
+            raise
+        if not intact:
+            self._give_up(pinned)
+        return intact
+
+    def _checked(self, part: Entry, user: Entry) -> bool:
+        """Whether nobody wrote into the weights of a component; if somebody did, it is dropped."""
+        check = part.component.check
+        if check is None or not part.used_by or check(part.value):
+            with self._lock:
+                part.note_user(user)
+            return True
+        with self._lock:
+            suspects = ", ".join(sorted({str(key) for key in part.used_by.values()}))
+            self._table.spoil(part)
+        self._settle()
+        _logger.warning(
+            "The shared weights of %s were written into by %s, and are dropped. Its loader should take a private "
+            "copy: share({...: component.private()})",
+            part.key,
+            suspects,
+        )
+        return False
+
+    # After the lock
+
+    def _settle_if_needed(self) -> None:
+        if self._table.doomed or self._table.events or self._table.changed or self._idle_ttl is not None:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let go of what was dropped, wake who waits, tell subscribers."""
+        while self._table.doomed:
+            try:
+                entry = self._table.doomed.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            self._let_go(entry)
+        if self._table.changed:
+            self._table.changed = False
+            self._wake()
+        while self._table.events and self._telling.acquire(blocking=False):
+            try:
+                while self._table.events:
+                    self._deliver(self._table.events.popleft())
+            finally:
+                self._telling.release()
+        self._schedule_expiry()
+
+    def _let_go(self, entry: Entry) -> None:
+        entry.shared = SharedComponents({})
+        self._close(entry, entry.value)
+        entry.value = None
+        if entry.watch is None:
+            self._table.freed.append(entry)
+            self._wake()
+
+    def _give_back(self, devices: Iterable[str]) -> None:
+        if self._reclaim is not None:
+            for device in devices:
+                self._reclaim(device)
+
+    def _close(self, entry: Entry, value: object) -> None:
+        if entry.component.close is not None:
+            try:
+                entry.component.close(value)
+            except Exception:
+                _logger.exception("Closing %s failed", entry.key)
+
+    def _wake(self) -> None:
+        for plan in self._table.waiting:
+            plan.bell.put(None)
+
+    def _lose(self, entry: Entry) -> None:
+        """A finalizer; it may run anywhere, also while this thread holds the lock: it only enqueues."""
+        self._table.lost.append(entry)
+        self._wake()
+
+    def _unpin_closed(self, entry: Entry) -> None:
+        with self._lock:
+            self._table.unpin(entry)
+        self._settle_if_needed()
+
+    def _deliver(self, event: PoolEvent) -> None:
+        for subscriber in self._subscribers:
+            try:
+                subscriber(event)
+            except Exception:
+                _logger.exception("A subscriber failed on %s", event)
+
+    def _schedule_expiry(self) -> None:
+        """Have a timer look after what is idle once it may have been so for long enough."""
+        if self._idle_ttl is None or self._expiry is not None:
+            return
+        with self._lock:
+            if self._expiry is not None or not any(entry.idle for entry in self._table.entries()):
+                return
+            self._expiry = expiry = threading.Timer(self._idle_ttl, _expire, (weakref.ref(self),))
+        expiry.daemon = True
+        expiry.start()
+
+    def _expire(self) -> None:
+        with self._lock:
+            self._expiry = None
+        self.trim(idle=self._idle_ttl or 0.0)
+
+    def _make_locks(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = threading.BoundedSemaphore(_READERS)
+        self._telling = threading.Lock()
+
+    def _after_fork(self) -> None:
+        """In a forked child: loads in progress have lost their threads, and devices their contexts.
+
+        What is held in memory stays, shared with the parent; a copy on a device is put aside and never freed.
+        """
+        self._make_locks()
+        self._expiry = None
+        self._inherited += self._table.after_fork()
 
 
 class Lease(Generic[M]):
@@ -152,27 +550,35 @@ class Lease(Generic[M]):
     A lease that is lost without being closed is unpinned at the pool's next call.
     """
 
-    def __init__(self, pool: ModelPool[M], key: Hashable, entry: _Entry[M]) -> None:
-        self.key = key
+    def __init__(self, pool: ModelPool[M], entry: Entry) -> None:
+        self.key = entry.key
         self._pool = pool
         self._entry = entry
-        # A finalizer may run anywhere, also while this thread holds the pool's lock: it only enqueues.
-        self._finalizer = weakref.finalize(self, pool._lost.append, entry)
+        self._finalizer = weakref.finalize(self, pool._lose, entry)
         self._finalizer.atexit = False
 
     @property
     def model(self) -> M:
         """The model; raises `PoolError` once the lease is closed."""
-        if not self._finalizer.alive:
-            raise PoolError(
-                f"The lease of {self.key} is closed", "Take a new one; use a model only inside its lease"
-            )
-        return self._entry.loaded.result()
+        self._raise_if_closed()
+        return self._entry.value  # type: ignore[no-any-return] # an entry holds what its own load returned
+
+    @property
+    def components(self) -> SharedComponents:
+        """The components that the model was made from, by name; raises `PoolError` once the lease is closed."""
+        self._raise_if_closed()
+        return self._entry.shared
+
+    @property
+    def locks(self) -> list[threading.Lock]:
+        """To be held, in this order, during a call of the model: its own, and those of exclusive components."""
+        exclusive = [part for part in self._entry.parts if part.component.exclusive]
+        return [self._entry.lock, *(part.lock for part in sorted(exclusive, key=lambda part: part.serial))]
 
     def close(self) -> None:
         """Give the model back; closing again does nothing."""
         if self._finalizer.detach():
-            self._pool._unpin(self._entry)
+            self._pool._unpin_closed(self._entry)
 
     def __enter__(self) -> M:
         return self.model
@@ -182,10 +588,23 @@ class Lease(Generic[M]):
     ) -> None:
         self.close()
 
+    def _raise_if_closed(self) -> None:
+        if not self._finalizer.alive:
+            raise PoolError(
+                f"The lease of {self.key} is closed", "Take a new one; use a model only inside its lease"
+            )
 
-@dataclass(eq=False)
-class _Entry(Generic[M]):
-    loader: int
-    """Identifier of the thread that loads the model."""
-    leases: int
-    loaded: Future[M] = field(default_factory=Future)
+
+def _expire(pool: weakref.ref[ModelPool[Any]]) -> None:
+    alive = pool()
+    if alive is not None:
+        alive._expire()
+
+
+def _after_fork_in_child() -> None:
+    for pool in _pools:
+        pool._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

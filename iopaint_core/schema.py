@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from typing_extensions import Self
 
+    from iopaint_core.entries import Component, Share
+    from iopaint_core.identity import IdentityIndex
+
 
 class ModelType(str, Enum):
     """How a model is run; the values are IOPaint's."""
@@ -77,6 +80,11 @@ class ModelInfo:
         return marked
 
 
+def _load_alone(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
+    """Load components that nobody shares: what a loader gets that is called outside of a pool."""
+    return {name: component.load_alone() for name, component in components.items()}
+
+
 @dataclass(frozen=True)
 class LoadContext:
     """Under what conditions to load a model. It grows by fields, the hook never by arguments."""
@@ -89,6 +97,10 @@ class LoadContext:
     """No connection may be opened."""
     cache: Path = Path()
     """Folder for files that a model needs; it may not exist yet."""
+    share: Share = _load_alone
+    """Takes all components of a model at once, by name, and gives them back loaded; see `docs/plugins.md`."""
+    index: IdentityIndex | None = None
+    """Knows which weights are equal; the functions that make components use it."""
 
 
 class PluginStatus(str, Enum):
@@ -155,6 +167,16 @@ def describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - a foreign exception may fail to print itself
         words = ""
     return f"{type(error).__name__}: {words}".rstrip(": ")
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for people, in powers of 1000: `1.72 GB`."""
+    if abs(count) < 1000:
+        return f"{count:.0f} B"
+    for unit, size in (("kB", 1e3), ("MB", 1e6)):
+        if abs(count) < 1000 * size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e9:.2f} GB"
 
 
 class HDStrategy(str, Enum):

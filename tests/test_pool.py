@@ -51,7 +51,7 @@ def test_a_model_is_loaded_once_and_held_while_idle():
     with pool.lease("a", Fake) as second:
         assert second is first
     stats = pool.stats()
-    assert (stats.loads, stats.hits, stats.leases) == (1, 1, {"a": 0})
+    assert (stats.counts.loads, stats.counts.hits, stats.leases) == (1, 1, {"a": 0})
 
 
 def test_64_callers_at_once_load_once():
@@ -206,7 +206,7 @@ def test_leases_and_releases_from_many_threads_leave_nothing_pinned():
     assert together(16, call) == [True] * 16
     stats = pool.stats()
     assert set(stats.leases.values()) <= {0}
-    assert stats.loads - stats.releases == len(stats.leases)
+    assert stats.counts.loads - stats.releases == len(stats.leases)
 
 
 class Pool(RuleBasedStateMachine):
@@ -262,7 +262,7 @@ class Pool(RuleBasedStateMachine):
     def counts_are_right(self):
         stats = self.pool.stats()
         assert stats.leases == self.open
-        assert stats.loads - stats.failed_loads - stats.releases == len(stats.leases)
+        assert stats.counts.loads - stats.failed_loads - stats.releases == len(stats.leases)
 
 
 TestAnySequence = Pool.TestCase

@@ -1,0 +1,213 @@
+"""Which weights are equal, told with as little reading as possible.
+
+Weights are the same if their tensors are: names, dtypes, shapes, bytes. What is known already decides: the name of
+a Hugging Face cache blob, which is the sha256 of its content; or a digest that was taken before. Else the
+headers do, and only weights with equal headers are compared, byte by byte up to the first difference. Digests
+are taken in the background, for the next process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import re
+import threading
+from collections import defaultdict
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Protocol
+
+from iopaint_core.errors import WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+    from pathlib import Path
+
+    from iopaint_core.tensorfiles import Bytes
+
+    Stamp = tuple[tuple[tuple[int, ...], ...], str]
+
+_logger = logging.getLogger(__name__)
+_SAMPLE = 4096
+"""Bytes of each tensor that are compared before whole tensors are."""
+_CHUNK = 1 << 20
+
+
+class Weights(Protocol):
+    """Something with content that can be told apart: `TensorFiles`, `OpaqueFile`."""
+
+    paths: tuple[Path, ...]
+    prefix: str
+
+    def signature(self) -> Hashable:
+        """Equal for all that may be equal; quick."""
+
+    def content(self) -> Mapping[str, Bytes]:
+        """The bytes, memory-mapped."""
+
+    def stamp(self) -> tuple[tuple[int, ...], ...]:
+        """Changes when a file is written to or replaced."""
+
+
+class IdentityIndex:
+    """Gives equal weights one name. With `path`, digests are remembered there, across processes.
+
+    The file is a cache: several processes may share it, and it may be deleted at any time.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._memory = None if path is None else _DigestMemory(path)
+        self._names: dict[Hashable, str] = {}
+        self._seen: defaultdict[Hashable, list[Weights]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
+        self._hasher: _Hasher | None = None
+
+    def name(self, weights: Weights) -> str:
+        """A name that these weights have in common with all equal ones that were named here.
+
+        Raises `WeightsError` for files that can't be read.
+        """
+        stamp = (weights.stamp(), weights.prefix)
+        known = self._names.get(stamp)
+        if known is not None:
+            return known
+        blob = _blob_name(weights)
+        digest = None if self._memory is None else self._memory.get(stamp)
+        known = self._names.get(blob) or self._names.get(digest)
+        if known is None:
+            signature = weights.signature()
+            with self._lock:
+                lock = self._locks[signature]
+            with lock:
+                known = self._names.get(stamp) or self._equal(weights, signature, digest) or digest or blob
+                if known is None:
+                    known = "file:" + hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
+                self._seen[signature].append(weights)
+                self._remember(known, stamp, blob, digest)
+        self._remember(known, stamp, blob, digest)
+        return known
+
+    def digest_later(self, weights: Weights) -> None:
+        """Have the digest of weights taken in the background, unless it is known."""
+        if self._memory is None or self._memory.get((weights.stamp(), weights.prefix)) is not None:
+            return
+        with self._lock:
+            if self._hasher is None:
+                self._hasher = _Hasher(self._memory)
+        self._hasher.queue.put(weights)
+
+    def wait(self) -> None:
+        """Wait until all digests that were asked for are taken."""
+        if self._hasher is not None:
+            done = threading.Event()
+            self._hasher.queue.put(done)
+            done.wait()
+
+    def _remember(self, name: str, *aliases: Hashable) -> None:
+        for alias in (name, *aliases):
+            if alias is not None:
+                self._names[alias] = name
+
+    def _equal(self, weights: Weights, signature: Hashable, digest: str | None) -> str | None:
+        for other in self._seen[signature]:
+            with contextlib.suppress(WeightsError):  # the other one may be gone meanwhile
+                stamp = (other.stamp(), other.prefix)
+                name = self._names.get(stamp)
+                other_digest = None if self._memory is None else self._memory.get(stamp)
+                if name is None or (digest and other_digest):  # changed since; or known to be different
+                    continue
+                if same_content(weights, other):
+                    return name
+        return None
+
+
+def same_content(one: Weights, other: Weights) -> bool:
+    """Whether weights with equal signatures are equal; reads no more than it takes to see a difference."""
+    first, second = one.content(), other.content()
+    pairs = [(first[name], second[name]) for name in first]
+    return all((a[:_SAMPLE] == b[:_SAMPLE]).all() for a, b in pairs) and all(
+        (a[start : start + _CHUNK] == b[start : start + _CHUNK]).all()
+        for a, b in pairs
+        for start in range(0, a.size, _CHUNK)
+    )
+
+
+def digest(weights: Weights) -> str:
+    """`sha256:` of signature and content, whatever files and layout they came in."""
+    total = hashlib.sha256(repr(weights.signature()).encode())
+    for content in weights.content().values():
+        total.update(content.data)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _blob_name(weights: Weights) -> str | None:
+    """Of files in a Hugging Face cache with symlinks: their blobs are named by sha256 if they are large files.
+
+    See `huggingface_hub.file_download`: a blob is named by its ETag, which is the sha256 for files in large-file
+    storage, of 64 hexadecimal digits, and a git hash, of 40, for others.
+    """
+    blobs = [path.resolve() for path in weights.paths]
+    if all(blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) for blob in blobs):
+        return f"blob:{'+'.join(blob.name for blob in blobs)}:{weights.prefix}"
+    return None
+
+
+class _DigestMemory:
+    """Digests by file and state of the file, in SQLite. What is lost is taken again, so no error leaves."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, stamp: Stamp) -> str | None:
+        rows = self._execute("SELECT digest FROM digests WHERE stamp = ?", repr(stamp))
+        return str(rows[0][0]) if rows else None
+
+    def put(self, stamp: Stamp, digest: str) -> None:
+        files, prefix = stamp
+        place = repr(([file[:2] for file in files], prefix))  # a file that changed replaces what it was
+        self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", place, repr(stamp), digest)
+
+    def _execute(self, statement: str, *values: str) -> list[tuple[str, ...]]:
+        import sqlite3
+
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(self._path, timeout=5)) as connection, connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS digests (place TEXT PRIMARY KEY, stamp TEXT, digest TEXT)"
+                )
+                return connection.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:  # locked, read-only, or no room
+            _logger.info("The digests in %s can't be used now: %s", self._path, error)
+        except sqlite3.DatabaseError as error:
+            _logger.warning("%s is damaged, and begun anew: %s", self._path, error)
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            _logger.info("The digests in %s can't be used: %s", self._path, error)
+        return []
+
+
+class _Hasher:
+    """A thread that takes digests one after the other, and ends with the process."""
+
+    def __init__(self, memory: _DigestMemory) -> None:
+        self.queue: SimpleQueue[Weights | threading.Event] = SimpleQueue()
+        self._memory = memory
+        threading.Thread(target=self._run, name="iopaint digests", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            weights = self.queue.get()
+            if isinstance(weights, threading.Event):
+                weights.set()
+                continue
+            try:
+                stamp = (weights.stamp(), weights.prefix)
+                found = digest(weights)
+                if weights.stamp() == stamp[0]:
+                    self._memory.put(stamp, found)
+            except WeightsError as error:
+                _logger.info("No digest was taken: %s", error)
+            except Exception:
+                _logger.exception("No digest was taken of %s", weights.paths)

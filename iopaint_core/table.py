@@ -1,0 +1,340 @@
+"""The pool's books: what is held, who pins it, and the bytes of each device.
+
+Nothing here waits, calls out, or frees: the pool calls it with its lock held, and afterwards does what was put
+into `doomed` and `events`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import TYPE_CHECKING
+
+from iopaint_core.accounts import Counts, EventKind, Ledger, PoolEvent
+from iopaint_core.entries import Entry, Plan, SharedComponents, device_name
+from iopaint_core.errors import PoolFullError, WeightsError
+from iopaint_core.schema import format_bytes
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+
+    from iopaint_core.eviction import EvictionPolicy
+
+FULL_REMEDY = "Close leases, unload models, or raise the budget"
+_FAILURES_KEPT = 256
+
+
+class Table:
+    """Entries of models and of components, and the ledgers that they are charged to."""
+
+    def __init__(self, budgets: Mapping[str, int], policy: EvictionPolicy, clock: Callable[[], float]) -> None:
+        self.models: dict[Hashable, Entry] = {}
+        self.components: dict[Hashable, Entry] = {}
+        self.ledgers = {device_name(device): Ledger(budget) for device, budget in budgets.items()}
+        self.failures: dict[Hashable, tuple[Hashable, WeightsError]] = {}
+        """What is wrong with files, and in which state they were."""
+        self.counts = Counts()
+        self.policy = policy
+        self.clock = clock
+        self.told = False
+        """Whether anybody wants events."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what is under way."""
+        self.waiting: tuple[Plan, ...] = ()
+        """Plans without room, the first come first."""
+        self.changed = False
+        """Whether those who wait should look again."""
+        self.lost: deque[Entry] = deque()
+        """Pinned by leases that were lost; filled by finalizers, without the lock."""
+        self.freed: deque[Entry] = deque()
+        """Gone from memory; filled by finalizers, without the lock."""
+        self.doomed: deque[Entry] = deque()
+        """Dropped, to be let go of without the lock."""
+        self.events: deque[PoolEvent] = deque()
+
+    def admit(self, plan: Plan) -> tuple[dict[Hashable, Entry], list[Entry]] | None:
+        """Reserve room for what a plan misses and pin what it wants, or None if there is no room yet."""
+        found = {key: self.components[key] for key in plan.components if key in self.components}
+        missing = [component for key, component in plan.components.items() if key not in found]
+        need: dict[str, int] = {}
+        for component in missing:
+            need[component.device] = need.get(component.device, 0) + component.nbytes
+        if self.shortage(plan, need, found.values()):
+            return None
+        self.counts.component_hits += len(found)
+        begun = [Entry(component, self.components, plan.patience) for component in missing]
+        for entry in begun:
+            found[entry.key] = entry
+            for part in entry.component.parts:
+                entry.parts.append(found[part.key])
+                found[part.key].users[entry] = None
+            self.begin(entry)
+        wanted = {key: found[key] for key in plan.wanted}
+        for entry in wanted.values():
+            self.pin(entry)
+        return wanted, begun
+
+    def shortage(self, plan: Plan, need: Mapping[str, int], keep: Iterable[Entry] = ()) -> bool:
+        """Whether a plan has to wait for room; evicts what is idle if that is enough, and only then."""
+        held = {*keep, *plan.held()}
+        plan.need = {
+            device: nbytes
+            for device, nbytes in need.items()
+            if nbytes > 0 and self.ledger(device).budget is not None
+        }
+        over = {device: self.ledgers[device].over(nbytes) for device, nbytes in plan.need.items()}
+        for device, nbytes in plan.need.items():
+            total = nbytes + sum(entry.nbytes for entry in held if entry.device == device)
+            if total > (self.ledgers[device].budget or 0):
+                raise PoolFullError(
+                    f"{plan.what} needs {format_bytes(total)} on {device}, and the whole budget is "
+                    f"{format_bytes(self.ledgers[device].budget or 0)}",
+                    f"Raise the budget of {device}, or load with a smaller dtype",
+                )
+        ahead = itertools.takewhile(lambda other: other is not plan, self.waiting)
+        if not any(entry.nbytes for entry in plan.held()) and any(other.need.keys() & plan.need for other in ahead):
+            return True
+        victims = [
+            self.victims(device, nbytes - self.ledgers[device].unloading, held)
+            for device, nbytes in over.items()
+            if nbytes > 0
+        ]
+        if all(found is not None for found in victims):
+            self.evict([entry for found in victims for entry in found or ()])
+        elif plan not in self.waiting:
+            self.tell_waiting(plan)
+        return bool(victims)
+
+    def victims(self, device: str, nbytes: int, keep: set[Entry]) -> list[Entry] | None:
+        """The idle entries that make room for that many bytes, those of least priority; None if all don't."""
+        idle = [entry for entry in self.entries() if entry.idle and entry.device == device and entry not in keep]
+        victims = []
+        for entry in sorted(idle, key=lambda entry: (entry.priority, entry.usage.last_used)):
+            if nbytes <= 0:
+                break
+            if entry.nbytes:
+                victims.append(entry)
+                nbytes -= entry.nbytes
+        return victims if nbytes <= 0 else None
+
+    def evict(self, victims: list[Entry]) -> None:
+        """Drop idle entries to make room."""
+        for entry in victims:
+            self.policy.evicted(entry.priority)
+        self.counts.evictions += len(victims)
+        self.retire_all(victims, EventKind.EVICTED)
+
+    def begin(self, entry: Entry) -> None:
+        """Enter an entry whose load is about to start, and reserve its bytes."""
+        entry.home[entry.key] = entry
+        self.ledger(entry.device).reserved += entry.nbytes
+        for part in entry.parts:
+            self.pin(part)
+        if entry.home is self.models:
+            self.counts.loads += 1
+        else:
+            self.counts.component_loads += 1
+        self.tell(EventKind.LOADING, entry)
+
+    def fail(self, entry: Entry, error: BaseException, stamp: Hashable) -> None:
+        """Take back all that a load had taken; `stamp` is the state of its files, None if it has none."""
+        entry.error, entry.failed = error, True
+        self.ledgers[entry.device].reserved -= entry.nbytes
+        self.changed = True
+        self.disown_parts(entry)
+        self.forget(entry)
+        self.unpin(entry)
+        if entry.home is self.models:
+            self.counts.failed_loads += 1
+        else:
+            self.counts.failed_component_loads += 1
+        if stamp is not None and isinstance(error, WeightsError):
+            while len(self.failures) >= _FAILURES_KEPT:
+                del self.failures[next(iter(self.failures))]
+            self.failures[entry.key] = (stamp, WeightsError(error.message, error.remedy))
+        self.tell(EventKind.FAILED, entry)
+
+    def finish(self, entry: Entry, value: object, watch: weakref.ref[object] | None, seconds: float) -> None:
+        """Enter what a load gave; from now on it is ready, and resident."""
+        ledger = self.ledgers[entry.device]
+        ledger.reserved -= entry.nbytes
+        ledger.resident += entry.nbytes
+        entry.value, entry.watch, entry.ready = value, watch, True
+        entry.usage.nbytes, entry.usage.seconds = entry.nbytes, seconds
+        entry.begun = []
+        entry.checked = tuple(part for part in entry.parts if part.component.check is not None)
+        entry.priority = self.policy.priority(entry.usage)
+        if entry.home is self.components:
+            self.counts.seconds_loading += seconds
+        self.tell(EventKind.LOADED, entry, seconds)
+        if entry.cancelled and not entry.retired:
+            self.retire(entry, EventKind.RELEASED)
+        self.unpin(entry)
+
+    def pin(self, entry: Entry) -> None:
+        """Keep an entry, and its parts, from being dropped."""
+        self._pin_at(entry, self.clock())
+
+    def _pin_at(self, entry: Entry, now: float) -> None:
+        entry.pins += 1
+        entry.cancelled = False
+        self.use(entry, now)
+        if entry.pins == 1:
+            for part in entry.parts:
+                self._pin_at(part, now)
+
+    def unpin(self, entry: Entry) -> None:
+        """Take back one pin; the last one lets go of what is retired."""
+        self._unpin_at(entry, self.clock())
+
+    def _unpin_at(self, entry: Entry, now: float) -> None:
+        entry.pins -= 1
+        if entry.pins:
+            return
+        self.changed = bool(self.waiting)
+        entry.usage.last_used = now
+        entry.error = None  # its traceback holds the frames of the loader, and with them tensors
+        for part in entry.parts:
+            self._unpin_at(part, now)
+        if entry.retired and entry.ready:
+            self.doom(entry)
+
+    def use(self, entry: Entry, now: float) -> None:
+        """Note a use, for the eviction policy."""
+        entry.usage.uses += 1
+        entry.usage.last_used = now
+        entry.priority = self.policy.priority(entry.usage)
+
+    def abandon(self, entry: Entry, waiters: int = 0) -> bool:
+        """Cancel a load that nobody waits for but those that are cancelled with it."""
+        if entry.ready or entry.failed or entry.pins > 1 + waiters:
+            return False
+        entry.cancelled = self.changed = True
+        for other in (*entry.begun, *entry.parts):
+            self.abandon(other, waiters=1)
+        return True
+
+    def retire_all(self, entries: Iterable[Entry], kind: EventKind) -> None:
+        """Retire each of them."""
+        for entry in entries:
+            self.retire(entry, kind)
+
+    def retire(self, entry: Entry, kind: EventKind) -> None:
+        """Take an entry, and what is made from it, out of the table; it goes when nobody uses it any more."""
+        if entry.retired:
+            return
+        entry.retired = True
+        self.forget(entry)
+        self.tell(kind, entry)
+        if entry.home is self.models and entry.ready:
+            self.counts.releases += 1
+        self.retire_all(tuple(entry.users), kind)
+        if entry.idle:
+            self.doom(entry)
+
+    def retire_with_parts(self, entry: Entry) -> None:
+        """Retire an idle entry, and those of its parts that nothing else is made from."""
+        parts = list(entry.parts)
+        self.retire(entry, EventKind.RELEASED)
+        for part in parts:
+            if part.idle and not part.users:
+                self.retire_with_parts(part)
+
+    def doom(self, entry: Entry) -> None:
+        """Move the bytes of an entry from resident to unloading; `_settle` lets go of its value."""
+        ledger = self.ledgers[entry.device]
+        ledger.resident -= entry.nbytes
+        ledger.unloading += entry.nbytes
+        for part in entry.parts:
+            part.users.pop(entry, None)
+        entry.parts.clear()
+        entry.checked = ()
+        self.doomed.append(entry)
+
+    def disown_parts(self, entry: Entry) -> None:
+        """Give back the parts of an entry whose load failed."""
+        for part in entry.parts:
+            part.users.pop(entry, None)
+            self.unpin(part)
+        entry.parts.clear()
+        entry.begun = []
+        entry.shared = SharedComponents({})
+
+    def own(self, entry: Entry, parts: Iterable[Entry]) -> None:
+        """Make parts that are pinned for an entry that is being loaded its own."""
+        for part in parts:
+            entry.parts.append(part)
+            part.users[entry] = None
+
+    def spoil(self, entry: Entry) -> None:
+        """Drop what was written into, once however many notice."""
+        if not entry.retired:
+            self.counts.spoiled += 1
+            self.retire(entry, EventKind.SPOILED)
+
+    def after_fork(self) -> list[Entry]:
+        """Forget what a forked child can't use; it is not to be freed there."""
+        self.reset()
+        gone = [entry for entry in self.entries() if not entry.ready or entry.device != "cpu"]
+        for entry in gone:
+            self.forget(entry)
+            for part in entry.parts:
+                part.users.pop(entry, None)
+                if entry.pins:
+                    self.unpin(part)
+        for device, ledger in self.ledgers.items():
+            ledger.reserved = ledger.unloading = 0
+            ledger.resident = sum(entry.nbytes for entry in self.entries() if entry.device == device)
+        return gone
+
+    def forget(self, entry: Entry) -> None:
+        """Take an entry out of its table, unless another has come in its place."""
+        if entry.home.get(entry.key) is entry:
+            del entry.home[entry.key]
+
+    def collect(self) -> None:
+        """Unpin what lost leases held, and take out of the ledger what is gone from memory."""
+        while self.lost:
+            self.unpin(self.lost.popleft())
+        while self.freed:
+            entry = self.freed.popleft()
+            entry.watch = None
+            self.ledgers[entry.device].unloading -= entry.nbytes
+            self.changed = True
+            self.tell(EventKind.FREED, entry)
+
+    def entries(self) -> Iterator[Entry]:
+        """All models and components held, or being loaded."""
+        return itertools.chain(self.models.values(), self.components.values())
+
+    def ledger(self, device: str) -> Ledger:
+        """The ledger of a device."""
+        return self.ledgers.setdefault(device, Ledger())
+
+    def describe_holders(self, device: str) -> str:
+        """Who holds how much of a device, for an error."""
+        ledger = self.ledger(device)
+        holders = sorted((entry for entry in self.entries() if entry.device == device), key=lambda e: -e.nbytes)
+        lines = [
+            f"{entry.key} holds {format_bytes(entry.nbytes)}"
+            + (f" for {', '.join(str(user.key) for user in entry.users)}" if entry.users else "")
+            for entry in holders
+            if entry.nbytes
+        ]
+        limit = "without limit" if ledger.budget is None else f"of {format_bytes(ledger.budget)}"
+        lines.append(f"{format_bytes(ledger.unloading)} are dropped, but still in use somewhere")
+        return f"{format_bytes(ledger.used)} {limit} are taken ({'; '.join(lines)})"
+
+    def tell(self, kind: EventKind, entry: Entry, seconds: float = 0.0) -> None:
+        """Note an event, if anybody listens."""
+        if self.told:
+            self.events.append(PoolEvent(kind, entry.key, entry.device, entry.nbytes, seconds))
+
+    def tell_waiting(self, plan: Plan) -> None:
+        """Note that a plan waits for room."""
+        if self.told:
+            for device, nbytes in plan.need.items():
+                self.events.append(PoolEvent(EventKind.WAITING, plan.what, device, nbytes))

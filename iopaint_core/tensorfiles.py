@@ -1,0 +1,259 @@
+"""Tensors on disk: what the headers of safetensors files say, and the tensors themselves, memory-mapped.
+
+Only safetensors files are opened (github.com/huggingface/safetensors, "Format"): a pickle can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from iopaint_core.errors import WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    Bytes = npt.NDArray[np.uint8]
+    Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_TORCH_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_STEMS = ("diffusion_pytorch_model", "model")
+"""Names under which diffusers and transformers save."""
+
+
+class _Safetensors(Protocol):
+    """What is used of `safetensors.safe_open`, which is not typed."""
+
+    def keys(self) -> list[str]: ...
+    def get_slice(self, name: str) -> Any: ...  # noqa: ANN401 - not typed either
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
+class TensorSpec(NamedTuple):
+    """What a header says of a tensor."""
+
+    dtype: str
+    """As in the format: F16, BF16, F32 …"""
+    shape: tuple[int, ...]
+
+    def nbytes(self, dtype: str | None = None) -> int:
+        """Bytes in memory; with `dtype` (torch's name), once its floating-point values are cast to that."""
+        cast = dtype is not None and self.dtype in _FLOATS
+        return math.prod(self.shape) * _ITEM_BYTES.get(_TORCH_NAMES[dtype] if cast and dtype else self.dtype, 1)
+
+
+class TensorFiles:
+    """The weights of one component: all tensors of some files, or those whose names begin with `prefix`.
+
+    `convert` brings them from another layout into the component's own; it renames, reshapes, slices.
+    """
+
+    def __init__(self, paths: tuple[Path, ...], *, prefix: str = "", convert: Convert | None = None) -> None:
+        self.paths = paths
+        self.prefix = prefix
+        self._convert = convert
+
+    @classmethod
+    def find(cls, source: Path, *, variant: str | None = None) -> TensorFiles:
+        """The weights in a folder as diffusers and transformers save it, in shards or not; or one file.
+
+        Raises `WeightsError` if there are none, or only pickles.
+        """
+        if source.is_file():
+            return cls((source,))
+        if not source.is_dir():
+            raise WeightsError(f"{source} does not exist", "Name a folder with weights, or a safetensors file")
+        dot = "" if variant is None else f".{variant}"
+        for stem in _STEMS:
+            for index in (
+                source / f"{stem}.safetensors.index{dot}.json",
+                source / f"{stem}{dot}.safetensors.index.json",
+            ):
+                if index.is_file():
+                    return cls(_shards(index))
+            if (source / f"{stem}{dot}.safetensors").is_file():
+                return cls((source / f"{stem}{dot}.safetensors",))
+        others = sorted(source.glob("*.safetensors"))
+        if len(others) == 1 and variant is None:
+            return cls((others[0],))
+        for pickle in sorted(path for path in source.iterdir() if path.suffix in {".bin", ".ckpt", ".pt", ".pth"}):
+            raise _pickle_error(pickle)
+        names = ", ".join(path.name for path in others) or "none"
+        raise WeightsError(
+            f"{source} has no {' or '.join(f'{stem}{dot}.safetensors' for stem in _STEMS)}, but these: {names}",
+            "Name the file, or another variant",
+        )
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """The tensors in the component's own layout, by name. Without `convert`, headers alone are read."""
+        if self._convert is not None:
+            return {
+                name: TensorSpec(_TORCH_NAMES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
+                for name, tensor in self.open().items()
+            }
+        specs = {}
+        for path in self.paths:
+            with _opened(path, "numpy") as file:
+                for name in self._wanted(file):
+                    part = file.get_slice(name)
+                    specs[name] = TensorSpec(part.get_dtype(), tuple(part.get_shape()))
+        if not specs:
+            raise self._empty()
+        return specs
+
+    def open(self) -> dict[str, Tensor]:
+        """The tensors in the component's own layout, memory-mapped: pages are read when they are touched.
+
+        Each call maps anew; writing to a tensor changes neither the file nor another mapping.
+        """
+        tensors = {}
+        for path in self.paths:
+            with _opened(path, "pt") as file:
+                tensors.update({name: file.get_tensor(name) for name in self._wanted(file)})
+        if not tensors:
+            raise self._empty()
+        return tensors if self._convert is None else self._convert(tensors)
+
+    def canonical(self) -> dict[str, str]:
+        """Names in the files by what they are without the prefix that all share.
+
+        `CLIPTextModel` is published with `text_model.` before every name, and saved without it by transformers 5.
+        Its `position_ids` count from 0 and are saved by some versions only.
+        """
+        return without_common_prefix(name for name in self.specs if not name.endswith("position_ids"))
+
+    def signature(self) -> tuple[tuple[str, TensorSpec], ...]:
+        """Equal for all weights that may be equal: names, dtypes and shapes."""
+        return tuple((canonical, self.specs[name]) for canonical, name in self.canonical().items())
+
+    def content(self) -> dict[str, Bytes]:
+        """All tensors as flat `uint8` arrays, in the order of their canonical names; memory-mapped."""
+        import torch
+
+        tensors = self.open()
+        return {
+            canonical: tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+            for canonical, name in self.canonical().items()
+        }
+
+    def stamp(self) -> tuple[tuple[int, ...], ...]:
+        """Changes when a file is written to or replaced."""
+        return tuple(file_stamp(path) for path in self.paths)
+
+    def _wanted(self, file: _Safetensors) -> list[str]:
+        return [name for name in file.keys() if name.startswith(self.prefix)]  # noqa: SIM118 - it is no mapping
+
+    def _empty(self) -> WeightsError:
+        files = ", ".join(map(str, self.paths))
+        return WeightsError(
+            f"{files} has no tensor whose name begins with {self.prefix!r}" if self.prefix else f"{files} is empty",
+            "It may belong to another kind of model",
+        )
+
+
+class OpaqueFile:
+    """Weights in a file that is equal to another only as a whole: TorchScript, ONNX."""
+
+    prefix = ""
+
+    def __init__(self, path: Path) -> None:
+        self.paths: tuple[Path, ...] = (path,)
+
+    def signature(self) -> tuple[int, ...]:
+        """Its size."""
+        return self.stamp()[0][2:3]
+
+    def content(self) -> dict[str, Bytes]:
+        """The whole file as a `uint8` array, memory-mapped."""
+        import numpy as np
+
+        path = self.paths[0]
+        empty = not self.stamp()[0][2]  # which can't be mapped
+        return {"": np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")}
+
+    def stamp(self) -> tuple[tuple[int, ...], ...]:
+        """Changes when the file is written to or replaced."""
+        return (file_stamp(self.paths[0]),)
+
+
+def without_common_prefix(names: Iterable[str]) -> dict[str, str]:
+    """Dotted names by what they are without the parts that all begin with, in order."""
+    ordered = sorted(names)
+    common = ordered[0].split(".")[:-1] if ordered else []
+    while common and not all(name.startswith(".".join(common) + ".") for name in ordered):
+        common.pop()
+    skip = len(".".join(common)) + 1 if common else 0
+    return {name[skip:]: name for name in ordered}
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file apart from all others, and from itself once it is changed."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise WeightsError(f"{path} can't be read: {error.strerror}", "Look whether it is still there") from error
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is no index of shards", "Get it again") from error
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise WeightsError(f"{index} names {name!r}, which is not beside it", "Get the missing file")
+    return tuple(index.parent / name for name in names)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, framework: str) -> Iterator[_Safetensors]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise _pickle_error(path) from error
+        raise WeightsError(
+            f"{path} can't be read as safetensors: {error}", "It may be cut off or damaged: get it again"
+        ) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError:
+        return False
+    return start in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
+
+
+def _pickle_error(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} is a pickle, which can run code when it is loaded, and no safetensors file",
+        "Convert it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)",
+    )
