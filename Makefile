@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test test-deep lint bench wheel clean
 
 demo: .venv/base  ## Remove an object from a photograph.
 	@mkdir -p demo
@@ -11,6 +11,9 @@ demo: .venv/base  ## Remove an object from a photograph.
 
 test: .venv/dev  ## Run the whole suite.
 	$(BIN)/python -m pytest
+
+test-deep: .venv/dev  ## Search longer for sequences that break the pool.
+	$(BIN)/python -m pytest tests/deep
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -24,6 +24,7 @@ loading: contextvars.ContextVar[tuple[Entry, ...]] = contextvars.ContextVar("iop
 """The loads that this context runs in, the outermost first."""
 
 _serials = itertools.count()
+_SLICE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +67,10 @@ class Component(Generic[T]):
 
 
 class SharedComponents(Mapping[str, Any]):
-    """The components of a loaded model, by name; read-only. They are valid while the model is leased."""
+    """The components of a loaded model, by name; read-only, and empty once the pool has dropped the model."""
 
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self._components = dict(components)
+    def __init__(self) -> None:
+        self._components: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - plugins know the types of their components
         return self._components[name]
@@ -119,13 +120,17 @@ class Entry:
         self.users: dict[Entry, None] = {}
         """What is made from this; in order of making."""
         self.begun: list[Entry] = []
-        """Components that its load has begun and waits for."""
-        self.ready = self.failed = self.retired = self.cancelled = False
+        """Components whose load its own has begun."""
+        self.waits_for: list[Entry] = []
+        """Components that its load has pinned and waits for."""
+        self.siblings: tuple[list[Entry], list[Entry]] | None = None
+        """Of the plan that began it: all that it began, and all that it has pinned."""
+        self.started = self.ready = self.failed = self.retired = self.cancelled = False
         self.done = threading.Event()
         self.error: BaseException | None = None
         self.value: Any = None
         self.watch: weakref.ref[object] | None = None
-        self.shared = SharedComponents({})
+        self.shared = SharedComponents()
         self.checked: tuple[Entry, ...] = ()
         """Parts that can tell whether somebody wrote into them."""
         self.used_by: dict[int, Hashable] = {}
@@ -139,13 +144,20 @@ class Entry:
         """Loaded, and in nobody's use."""
         return self.ready and not self.pins
 
+    @property
+    def loading(self) -> bool:
+        """Not loaded yet, and not failed."""
+        return not (self.ready or self.failed)
+
     def wait(self, deadline: float) -> None:
         """Wait until it is loaded; raises what its load raised, or `LoadTimeoutError`."""
-        if not self.done.wait(max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))):
-            raise LoadTimeoutError(
-                f"Loading {self.key} takes longer than this pool waits for",
-                "It goes on, and who asks again waits on; if it never ends, end the process and look at the plugin",
-            )
+        # In slices: a Ctrl-C that comes just before a lock blocks is noticed only when it wakes.
+        while not self.done.wait(max(0.0, min(deadline - time.monotonic(), _SLICE))):
+            if time.monotonic() >= deadline:
+                raise LoadTimeoutError(
+                    f"Loading {self.key} takes longer than this pool waits for",
+                    "It goes on, and who asks again waits on; if it never ends, look at the plugin",
+                )
         if self.error is not None:
             raise self.error
 
@@ -165,7 +177,7 @@ class Entry:
 
     def held(self) -> Held:
         """A snapshot of it."""
-        loads = not self.ready
+        loads = self.loading
         users = tuple(user.key for user in self.users)
         return Held(self.key, self.device, self.nbytes, self.ready, self.pins - loads, users)
 

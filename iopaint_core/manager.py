@@ -147,7 +147,7 @@ class ModelManager:
             raise _PlannedError(components)
 
         try:
-            self._load(self.find(name), stop).close()
+            _empty(self._load(self.find(name), stop))
         except ModelLoadError as error:
             if isinstance(error.__cause__, _PlannedError):
                 return error.__cause__.components
@@ -213,7 +213,7 @@ class ModelManager:
             key,
             lambda share: self._load(key.info, share),
             measure=lambda model: model.nbytes,
-            close=lambda model: model.close(),
+            close=_empty,
             device=key.device,
             wait_for_room=wait_for_room,
         )
@@ -235,6 +235,12 @@ class ModelManager:
                 f"Report it to the author of {info.distribution}",
             )
         return model
+
+
+def _empty(model: Model) -> None:
+    """Close a model that is dropped, and take its weights from who still names it in a variable."""
+    model.close()
+    vars(model).clear()
 
 
 class _PlannedError(BaseException):

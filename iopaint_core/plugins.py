@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from iopaint_core import hookspecs
-from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, did_you_mean, PoolError
+from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, PoolError, did_you_mean
 from iopaint_core.hookspecs import BasePlugin
 from iopaint_core.schema import PluginInfo, PluginStatus, Problem, Stage, describe
 

@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from iopaint_core.schema import describe, format_bytes
 from iopaint_core.table import FULL_REMEDY, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from iopaint_core.entries import Share
@@ -153,6 +154,9 @@ class ModelPool(Generic[M]):
         """A snapshot of what the pool holds and has done."""
         with self._lock:
             self._table.collect()
+        self._settle()
+        with self._lock:
+            self._table.collect()
             components = tuple(entry.held() for entry in self._table.components.values())
             snapshot = PoolStats(
                 {entry.key: entry.held().pins for entry in self._table.models.values()},
@@ -211,7 +215,6 @@ class ModelPool(Generic[M]):
                     self._table.counts.waits += 1
                 self._table.pin(entry)
             self._settle_if_needed()
-            self._start(begun)
             if self._loaded([entry], begun):
                 return entry
 
@@ -229,50 +232,72 @@ class ModelPool(Generic[M]):
         with self._lock:
             self._table.own(model, entries.values())
         forks = {name: entries[component.key].forked() for name, component in components.items()}
-        model.shared = SharedComponents({**model.shared, **forks})
-        return SharedComponents(forks)
+        model.shared._components.update(forks)
+        return model.shared
 
     def _acquire(self, plan: Plan) -> dict[Hashable, Entry]:
         """Pin what a plan wants, loading what is missing: all of it, or none and an error."""
         self._raise_known_failures(plan)
         while True:
             entries, begun = self._when_room(plan, lambda: self._table.admit(plan))
-            self._start(begun)
             if self._loaded(list(entries.values()), begun):
                 return entries
 
     def _loaded(self, entries: list[Entry], begun: list[Entry]) -> bool:
-        """Wait for pinned entries, of which the caller began some.
+        """Wait for pinned entries, of which the caller is to start some.
 
         If one fails, or the wait is cut short, all are unpinned, and what was begun for nobody else is cancelled.
-        False if what another caller had begun was cancelled: then it is to be asked for again.
+        False if it is to be asked for again: another caller had begun it and cancelled it, or what it was to be
+        made from was spoiled.
         """
         deadline = time.monotonic() + self._wait_for_load
         for loader in loading.get()[-1:]:
-            loader.begun = begun
-        current = None
+            loader.begun, loader.waits_for = [*loader.begun, *begun], entries
         try:
-            for current in entries:
-                current.wait(deadline)
-        except BaseException as error:
-            unwanted = self._give_up(entries, [] if isinstance(error, LoadTimeoutError) else begun)
-            if isinstance(error, Exception):
-                for entry in unwanted:  # so that nothing is charged any more when the error is seen
-                    entry.done.wait(max(0.0, deadline - time.monotonic()))
-                self._settle()
-            if isinstance(error, LoadCancelledError) and current not in begun:
-                raise_if_cancelled()
-                return False
+            for entry in begun:
+                entry.siblings = begun, entries
+                self._start(entry)
+            for entry in entries:
+                entry.wait(deadline)
+        except LoadTimeoutError:
+            self._give_up(entries)
             raise
-        return True
+        except Exception as error:  # noqa: BLE001 - raised below, after what is being handled is forgotten
+            failure = _verdict(error, entries, begun)
+        except BaseException:
+            self._give_up(entries, begun)
+            raise
+        else:
+            return True
+        self._give_up(entries, begun)
+        self._await_cancelled(begun, deadline)
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # its traceback holds this frame
+        raise_if_cancelled()
+        return False
 
-    def _give_up(self, entries: Iterable[Entry], begun: Iterable[Entry] = ()) -> list[Entry]:
+    def _await_cancelled(self, begun: list[Entry], deadline: float) -> None:
+        """Wait for loads that were cancelled, so that nothing is charged any more when the error is seen."""
+        for entry in begun:
+            if entry.cancelled:
+                entry.done.wait(max(0.0, deadline - time.monotonic()))
+        self._settle()
+
+    def _give_up(self, entries: Iterable[Entry], begun: Sequence[Entry] = ()) -> None:
+        """Unpin entries, and cancel the loads that were begun for nobody else."""
         with self._lock:
             for entry in entries:
                 self._table.unpin(entry)
-            unwanted = [entry for entry in begun if self._table.abandon(entry)]
+            self._table.abandon(begun)
+            self._table.drop_unused(reversed(begun))
+            for entry in begun:
+                if not entry.started:
+                    self._table.fail(entry, LoadCancelledError(f"Loading {entry.key} was not begun"), None)
+                    entry.done.set()
         self._settle()
-        return unwanted
 
     def _when_room(self, plan: Plan, attempt: Callable[[], R | None]) -> R:
         """Repeat `attempt`, with the lock held, until it gives something, or the plan's patience ends."""
@@ -284,13 +309,15 @@ class ModelPool(Generic[M]):
                     evictions = self._table.counts.evictions
                     result = attempt()
                     evicted = self._table.counts.evictions > evictions
-                    if result is None and plan not in self._table.waiting:
+                    joined = result is None and plan not in self._table.waiting
+                    if joined:
                         self._table.waiting += (plan,)
                 self._settle()
                 if result is not None:
                     return result
                 raise_if_cancelled()
-                if not evicted and not plan.rung(started + plan.patience - time.monotonic()):
+                # Who has just joined looks again: what was freed before rang no bell for it.
+                if not (joined or evicted or plan.rung(started + plan.patience - time.monotonic())):
                     raise self._full(plan)
         finally:
             if plan in self._table.waiting:
@@ -323,20 +350,22 @@ class ModelPool(Generic[M]):
 
     # Loading, in threads of their own
 
-    def _start(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            context = contextvars.copy_context()
-            load = threading.Thread(
-                target=context.run, args=(self._load, entry), name=f"iopaint load {entry.key}", daemon=True
-            )
-            load.start()
+    def _start(self, entry: Entry) -> None:
+        context = contextvars.copy_context()
+        name = f"iopaint load {entry.key}"
+        threading.Thread(target=context.run, args=(self._load, entry), name=name, daemon=True).start()
 
     def _load(self, entry: Entry) -> None:
+        with self._lock:
+            if entry.failed:  # given up before it was started
+                return
+            entry.started = True
         loading.set((*loading.get(), entry))
         done = entry.done
         try:
             self._load_and_charge(entry)
         except BaseException as error:  # noqa: BLE001 - whoever waits for the load raises it
+            _clear_frames(error)
             stamp = None if entry.component.stamp is None else entry.component.stamp()
             with self._lock:
                 self._table.fail(entry, error, stamp)
@@ -362,7 +391,7 @@ class ModelPool(Generic[M]):
         for part in entry.parts:
             part.wait(time.monotonic() + self._wait_for_load)
         if not all(self._checked(part, entry) for part in entry.parts):
-            raise PoolError(f"The host copy of {entry.key} was written into", "Load again: it was dropped")
+            raise _SpoiledPartError
         values = [part.forked() for part in entry.parts]
         # A model's loader waits for those of its components; a component's waits for none.
         reading = contextlib.nullcontext() if entry.home is self._table.models else self._readers
@@ -473,7 +502,8 @@ class ModelPool(Generic[M]):
         self._schedule_expiry()
 
     def _let_go(self, entry: Entry) -> None:
-        entry.shared = SharedComponents({})
+        # Who still names the model in a variable, as `with pool.lease(...) as model` leaves it, holds no weights.
+        entry.shared._components.clear()
         self._close(entry, entry.value)
         entry.value = None
         if entry.watch is None:
@@ -593,6 +623,27 @@ class Lease(Generic[M]):
             raise PoolError(
                 f"The lease of {self.key} is closed", "Take a new one; use a model only inside its lease"
             )
+
+
+class _SpoiledPartError(Exception):
+    """What a component was to be made from was written into, and is dropped: the load begins anew."""
+
+
+def _verdict(error: BaseException, entries: list[Entry], begun: list[Entry]) -> BaseException | None:
+    """What a plan raises of which a load failed; None if it is to be tried again."""
+    causes = (entry.error for entry in entries if entry.error and not isinstance(entry.error, LoadCancelledError))
+    cause = next(causes, error)
+    by_others = any(entry.cancelled or entry not in begun for entry in entries if entry.error)
+    if isinstance(cause, _SpoiledPartError) or (isinstance(cause, LoadCancelledError) and by_others):
+        return None
+    return cause
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of a failed load hold: who keeps the error keeps no weights."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _expire(pool: weakref.ref[ModelPool[Any]]) -> None:

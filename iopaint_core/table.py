@@ -7,11 +7,11 @@ into `doomed` and `events`.
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from iopaint_core.accounts import Counts, EventKind, Ledger, PoolEvent
-from iopaint_core.entries import Entry, Plan, SharedComponents, device_name
+from iopaint_core.entries import Entry, Plan, device_name
 from iopaint_core.errors import PoolFullError, WeightsError
 from iopaint_core.schema import format_bytes
 
@@ -53,6 +53,8 @@ class Table:
         """Gone from memory; filled by finalizers, without the lock."""
         self.doomed: deque[Entry] = deque()
         """Dropped, to be let go of without the lock."""
+        self.unloading: set[Entry] = set()
+        """Dropped, but not gone; an entry that nothing holds would not learn that its value is gone."""
         self.events: deque[PoolEvent] = deque()
 
     def admit(self, plan: Plan) -> tuple[dict[Hashable, Entry], list[Entry]] | None:
@@ -144,7 +146,12 @@ class Table:
         entry.error, entry.failed = error, True
         self.ledgers[entry.device].reserved -= entry.nbytes
         self.changed = True
+        if entry.siblings is not None:  # the plan that began it fails with it
+            self.abandon(*entry.siblings)
+            entry.siblings = None
         self.disown_parts(entry)
+        self.drop_unused(reversed(entry.begun))  # what is made from others before these
+        entry.begun = []
         self.forget(entry)
         self.unpin(entry)
         if entry.home is self.models:
@@ -164,7 +171,7 @@ class Table:
         ledger.resident += entry.nbytes
         entry.value, entry.watch, entry.ready = value, watch, True
         entry.usage.nbytes, entry.usage.seconds = entry.nbytes, seconds
-        entry.begun = []
+        entry.begun, entry.waits_for, entry.siblings = [], [], None
         entry.checked = tuple(part for part in entry.parts if part.component.check is not None)
         entry.priority = self.policy.priority(entry.usage)
         if entry.home is self.components:
@@ -208,14 +215,18 @@ class Table:
         entry.usage.last_used = now
         entry.priority = self.policy.priority(entry.usage)
 
-    def abandon(self, entry: Entry, waiters: int = 0) -> bool:
-        """Cancel a load that nobody waits for but those that are cancelled with it."""
-        if entry.ready or entry.failed or entry.pins > 1 + waiters:
-            return False
-        entry.cancelled = self.changed = True
-        for other in (*entry.begun, *entry.parts):
-            self.abandon(other, waiters=1)
-        return True
+    def abandon(self, begun: Iterable[Entry], excused: Iterable[Entry] = ()) -> None:
+        """Cancel loads that nobody waits for, and what only they wait for; of `excused`, a pin does not count."""
+        released = Counter(excused)
+        doubtful = list(begun)
+        while doubtful:
+            entry = doubtful.pop()
+            own = 1
+            if not entry.cancelled and entry.loading and entry.pins <= own + released[entry]:
+                entry.cancelled = self.changed = True
+                awaited = (*entry.waits_for, *entry.parts)
+                released.update(awaited)
+                doubtful += awaited
 
     def retire_all(self, entries: Iterable[Entry], kind: EventKind) -> None:
         """Retire each of them."""
@@ -243,6 +254,12 @@ class Table:
             if part.idle and not part.users:
                 self.retire_with_parts(part)
 
+    def drop_unused(self, entries: Iterable[Entry]) -> None:
+        """Drop what was loaded for something that failed, unless somebody else uses it by now."""
+        for entry in entries:
+            if entry.idle and not entry.users:
+                self.retire(entry, EventKind.RELEASED)
+
     def doom(self, entry: Entry) -> None:
         """Move the bytes of an entry from resident to unloading; `_settle` lets go of its value."""
         ledger = self.ledgers[entry.device]
@@ -253,6 +270,7 @@ class Table:
         entry.parts.clear()
         entry.checked = ()
         self.doomed.append(entry)
+        self.unloading.add(entry)
 
     def disown_parts(self, entry: Entry) -> None:
         """Give back the parts of an entry whose load failed."""
@@ -260,11 +278,12 @@ class Table:
             part.users.pop(entry, None)
             self.unpin(part)
         entry.parts.clear()
-        entry.begun = []
-        entry.shared = SharedComponents({})
+        entry.waits_for = []
+        entry.shared._components.clear()
 
     def own(self, entry: Entry, parts: Iterable[Entry]) -> None:
         """Make parts that are pinned for an entry that is being loaded its own."""
+        entry.waits_for = []
         for part in parts:
             entry.parts.append(part)
             part.users[entry] = None
@@ -302,6 +321,7 @@ class Table:
         while self.freed:
             entry = self.freed.popleft()
             entry.watch = None
+            self.unloading.discard(entry)
             self.ledgers[entry.device].unloading -= entry.nbytes
             self.changed = True
             self.tell(EventKind.FREED, entry)
@@ -325,7 +345,8 @@ class Table:
             if entry.nbytes
         ]
         limit = "without limit" if ledger.budget is None else f"of {format_bytes(ledger.budget)}"
-        lines.append(f"{format_bytes(ledger.unloading)} are dropped, but still in use somewhere")
+        if ledger.unloading:
+            lines.append(f"{format_bytes(ledger.unloading)} are dropped, but still in use somewhere")
         return f"{format_bytes(ledger.used)} {limit} are taken ({'; '.join(lines)})"
 
     def tell(self, kind: EventKind, entry: Entry, seconds: float = 0.0) -> None:
