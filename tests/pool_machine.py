@@ -9,7 +9,6 @@ from collections import Counter
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
-
 from pools import WATCHDOG, Weights
 
 from iopaint_core import (
