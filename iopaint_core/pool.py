@@ -504,6 +504,7 @@ class ModelPool(Generic[M]):
     def _let_go(self, entry: Entry) -> None:
         # Who still names the model in a variable, as `with pool.lease(...) as model` leaves it, holds no weights.
         entry.shared._components.clear()
+        entry.shared = SharedComponents()  # the value may be that itself
         self._close(entry, entry.value)
         entry.value = None
         if entry.watch is None:

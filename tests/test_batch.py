@@ -240,7 +240,7 @@ class TestRun:
         manager, jobs = ModelManager(plugins), plan(folder / "photos" / "a.png", None, folder / "out")
         with pytest.raises(RequestError, match="'cv2_radius' is no key of it"):
             list(run(manager, "larger", jobs, Options(config=b'{"cv2_radius": 3}')))
-        assert manager.pool.stats().loads == 0
+        assert manager.pool.stats().counts.loads == 0
         list(run(manager, "larger", jobs, Options(config=b'{"scale": 3}')))
         assert read_picture(folder / "out" / "a.png").rgb.shape == (120, 180, 3)
 
