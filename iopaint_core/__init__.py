@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     )
     from iopaint_core.entries import Component, SharedComponents, raise_if_cancelled
     from iopaint_core.eviction import GDSF, LRU, EvictionPolicy, Usage
+    from iopaint_core.forecast import Forecast, Need
     from iopaint_core.identity import IdentityIndex
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
@@ -82,6 +83,7 @@ _MODULES = {
     "Counts": "accounts",
     "EventKind": "accounts",
     "EvictionPolicy": "eviction",
+    "Forecast": "forecast",
     "GDSF": "eviction",
     "Held": "accounts",
     "LRU": "eviction",
@@ -89,6 +91,7 @@ _MODULES = {
     "Ledger": "accounts",
     "ModelManager": "manager",
     "ModelPool": "pool",
+    "Need": "forecast",
     "Picture": "pictures",
     "PoolEvent": "accounts",
     "PoolStats": "accounts",
@@ -113,6 +116,7 @@ __all__ = [
     "Counts",
     "EventKind",
     "EvictionPolicy",
+    "Forecast",
     "HDStrategy",
     "Held",
     "IOPaintError",
@@ -138,6 +142,7 @@ __all__ = [
     "ModelOutputError",
     "ModelPool",
     "ModelType",
+    "Need",
     "Picture",
     "PictureError",
     "PictureReadError",

@@ -1,4 +1,4 @@
-"""The command line: `iopaint-core list | plugins | run | doctor`.
+"""The command line: `iopaint-core list | plugins | run | pool | doctor`.
 
 What a command is asked for goes to standard output, everything else to standard error. Exit codes: 0 done,
 1 something failed and is reported, 2 the command was used wrongly.
@@ -18,7 +18,7 @@ import click
 from iopaint_core.catalog import ScanReport, scan
 from iopaint_core.errors import IOPaintError, ModelLoadError
 from iopaint_core.plugins import PluginManager
-from iopaint_core.schema import describe
+from iopaint_core.schema import DTYPES, describe, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -164,6 +164,70 @@ def run(
     click.echo(", ".join(f"{counts[status]} {status}" for status in counts), err=True)
     if counts[batch.Status.FAILED.value]:
         sys.exit(1)
+
+
+def _bytes(context: click.Context, option: click.Parameter, size: str | None) -> int | None:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(ByteSize | None).validate_python(size)
+    except ValidationError:
+        raise click.BadParameter(f"{size!r} is no size such as 6GB, 6GiB or 500MB", context, option) from None
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--device", default="cpu", help="Where the models run: cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="What weights are cast to; by default, the plugin chooses."
+)
+@click.option("--budget", callback=_bytes, help="Tell whether they fit the device: 6GB, 6GiB.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_obj
+def pool(
+    plugins_dir: Path | None,
+    models: tuple[str, ...],
+    device: str,
+    dtype: str | None,
+    budget: int | None,
+    as_json: bool,
+) -> None:
+    """Show what models share, and whether they fit together; headers of weights are read, not weights."""
+    from dataclasses import replace
+
+    from iopaint_core.entries import device_name
+    from iopaint_core.manager import ModelManager, default_context
+
+    with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
+        context = replace(default_context(), device=device, dtype=dtype)
+        found = ModelManager(_plugins(plugins_dir), context=context).forecast(*models)
+    separately, together = found.separately, found.together
+    budgets = {device_name(device): budget}
+    rows = [(need.model, need.component, need.nbytes, need.device, need.shared_with) for need in found.needs]
+    totals = [
+        (
+            name,
+            separately[name],
+            together[name],
+            separately[name] - together[name],
+            None if (limit := budgets.get(name)) is None else together[name] <= limit,
+        )
+        for name in together
+    ]
+    columns = ("model", "component", "bytes", "device", "shared_with")
+    sums = ("device", "separately", "together", "saved", "fits")
+    if as_json:
+        _print_json(
+            {
+                "components": [dict(zip(columns, row, strict=True)) for row in rows],
+                "devices": [dict(zip(sums, row, strict=True)) for row in totals],
+            }
+        )
+        return
+    _print_table(columns, [(*row[:2], format_bytes(row[2]), row[3], ", ".join(row[4]) or "-") for row in rows])
+    click.echo()
+    answers = {None: "-", True: "yes", False: "no"}
+    _print_table(sums, [(row[0], *map(format_bytes, row[1:4]), answers[row[4]]) for row in totals])
 
 
 @main.command()

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from iopaint_core.catalog import ScanReport, find_model, scan
 from iopaint_core.components import is_out_of_memory, process_defaults, reclaim
+from iopaint_core.entries import Component
 from iopaint_core.errors import ModelLoadError, ModelNameError, PoolFullError
+from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.identity import IdentityIndex
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
 from iopaint_core.plugins import PluginManager
@@ -22,7 +24,7 @@ from iopaint_core.schema import LoadContext, ModelInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from iopaint_core.entries import Component, Share
+    from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Progress
     from iopaint_core.schema import ImageRequest, InpaintRequest, MaskRequest
@@ -137,22 +139,15 @@ class ModelManager:
             kept.close()
             self._kept = key, lease
 
-    def plan(self, name: str) -> Mapping[str, Component[Any]]:
-        """The components that a model is made of, by name, with their sizes; nothing is loaded.
+    def forecast(self, *names: str) -> Forecast:
+        """What models will need, component by component, and what they will share; the pool loads nothing.
 
-        Its plugin's loader runs until it asks for them. One that never asks loads its model, which is dropped.
+        The loader of each runs until it asks for its components, of which headers are read. One that never asks
+        loads its model, which is measured and dropped.
+
+        Raises `ModelNameError`, `ModelLoadError`.
         """
-
-        def stop(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
-            raise _PlannedError(components)
-
-        try:
-            _empty(self._load(self.find(name), stop))
-        except ModelLoadError as error:
-            if isinstance(error.__cause__, _PlannedError):
-                return error.__cause__.components
-            raise
-        return {}
+        return forecast({info.name: self._components_of(info) for info in map(self.find, names)})
 
     def inpaint(
         self,
@@ -218,6 +213,20 @@ class ModelManager:
             wait_for_room=wait_for_room,
         )
 
+    def _components_of(self, info: ModelInfo) -> Mapping[str, Component[Any]]:
+        def stop(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
+            raise _AskedError(components)
+
+        try:
+            model = self._load(info, stop)
+        except ModelLoadError as error:
+            if isinstance(error.__cause__, _AskedError):
+                return error.__cause__.components
+            raise
+        whole = Component(self._key(info.name), lambda: model, model.nbytes, self.context.device)
+        _empty(model)
+        return {"model": whole}
+
     def _load(self, info: ModelInfo, share: Share) -> Model:
         context = replace(self.context, share=share, index=self._index)
         try:
@@ -243,11 +252,11 @@ def _empty(model: Model) -> None:
     vars(model).clear()
 
 
-class _PlannedError(BaseException):
-    """Ends a loader once it has said what it needs; no plugin that catches `Exception` keeps it."""
+class _AskedError(BaseException):
+    """Ends a loader once it has asked for its components; no plugin that catches `Exception` keeps it."""
 
     def __init__(self, components: Mapping[str, Component[Any]]) -> None:
-        super().__init__("this load only asks for what is needed")
+        super().__init__("this load only asks what is needed")
         self.components = components
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from iopaint_core.errors import IOPaintError, RequestError, did_you_mean
+from iopaint_core.errors import InputError, IOPaintError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +85,10 @@ def _load_alone(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
     return {name: component.load_alone() for name, component in components.items()}
 
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""What weights may be cast to, as torch spells it."""
+
+
 @dataclass(frozen=True)
 class LoadContext:
     """Under what conditions to load a model. It grows by fields, the hook never by arguments."""
@@ -92,7 +96,7 @@ class LoadContext:
     device: str = "cpu"
     """Where the model is to run, as torch spells it: `cpu`, `cuda`, `cuda:1`, `mps`."""
     dtype: str | None = None
-    """Floating-point type of the weights as torch spells it (`float16`), None for the plugin's choice."""
+    """Floating-point type of the weights, one of `DTYPES`; None for the plugin's choice."""
     offline: bool = False
     """No connection may be opened."""
     cache: Path = Path()
@@ -101,6 +105,10 @@ class LoadContext:
     """Takes all components of a model at once, by name, and gives them back loaded; see `docs/plugins.md`."""
     index: IdentityIndex | None = None
     """Knows which weights are equal; the functions that make components use it."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in {None, *DTYPES}:
+            raise InputError(f"{self.dtype!r} is no dtype for weights", f"Use None or one of: {', '.join(DTYPES)}")
 
 
 class PluginStatus(str, Enum):

@@ -290,6 +290,111 @@ class TestBadPictures:
         assert (folder / "out.jpg").read_bytes() == b"old"
 
 
+FAMILY = """
+from iopaint_core import Component, InpaintModel, ModelInfo, ModelType, hookimpl
+
+
+class Whole(InpaintModel):
+    nbytes = 7
+
+    def forward(self, image, mask, request):
+        return image
+
+
+def must_not_load():
+    raise AssertionError("only headers are to be read")
+
+
+@hookimpl
+def iopaint_available_models():
+    return [ModelInfo(name=name, type=ModelType.PLUGIN) for name in ("first", "second", "whole", "broken")]
+
+
+@hookimpl
+def iopaint_load_model(info, context):
+    if info.name == "whole":
+        return Whole()
+    if info.name == "broken":
+        raise OSError("the weights are not there")
+    vae = Component(("vae", context.dtype), must_not_load, 2_000_000_000)
+    unet = Component(("unet", info.name), must_not_load, 3_000_000_000)
+    if context.device != "cpu":
+        vae, unet = (
+            Component((part.key, context.device), must_not_load, part.nbytes, context.device, parts=(part,))
+            for part in (vae, unet)
+        )
+    context.share({"vae": vae, "unet": unet})
+"""
+
+
+class TestPool:
+    @pytest.fixture
+    def family(self, tmp_path):
+        (tmp_path / "family.py").write_text(FAMILY)
+        return lambda *arguments: command("--plugins-dir", tmp_path, "pool", *arguments)
+
+    def test_a_table_says_what_is_shared_and_whether_it_fits(self, family):
+        done = family("first", "second", "whole", "--budget", "8GB")
+        assert done.returncode == 0, done.stderr
+        assert [line.split() for line in done.stdout.splitlines()] == [
+            ["MODEL", "COMPONENT", "BYTES", "DEVICE", "SHARED_WITH"],
+            ["first", "vae", "2.00", "GB", "cpu", "second"],
+            ["first", "unet", "3.00", "GB", "cpu", "-"],
+            ["second", "vae", "2.00", "GB", "cpu", "first"],
+            ["second", "unet", "3.00", "GB", "cpu", "-"],
+            ["whole", "model", "7", "B", "cpu", "-"],
+            [],
+            ["DEVICE", "SEPARATELY", "TOGETHER", "SAVED", "FITS"],
+            ["cpu", "10.00", "GB", "8.00", "GB", "2.00", "GB", "no"],
+        ]
+
+    def test_json_is_one_document_with_exact_bytes(self, family):
+        found = json.loads(family("first", "second", "first", "--budget", "8GB", "--json").stdout)
+        assert found["components"][0] == {
+            "model": "first",
+            "component": "vae",
+            "bytes": 2_000_000_000,
+            "device": "cpu",
+            "shared_with": ["second"],
+        }
+        assert len(found["components"]) == 4
+        assert found["devices"] == [
+            {
+                "device": "cpu",
+                "separately": 10_000_000_000,
+                "together": 8_000_000_000,
+                "saved": 2_000_000_000,
+                "fits": True,
+            }
+        ]
+
+    def test_an_accelerator_has_a_budget_of_its_own_beside_the_host(self, family):
+        done = family("first", "second", "--device", "cuda", "--budget", "7GiB", "--dtype", "float16", "--json")
+        devices = {row["device"]: row for row in json.loads(done.stdout)["devices"]}
+        assert {name: (row["together"], row["fits"]) for name, row in devices.items()} == {
+            "cuda:0": (8_000_000_000, False),
+            "cpu": (8_000_000_000, None),
+        }
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "words"),
+        [
+            ([], 2, "Missing argument 'MODEL...'"),
+            (["frist"], 2, "Did you mean first?"),
+            (["first", "--budget", "lots"], 2, "'lots' is no size such as 6GB"),
+            (["first", "--budget", "-1"], 2, "'-1' is no size such as 6GB"),
+            (["first", "--dtype", "int3"], 2, "'int3' is not one of"),
+            (["first", "broken"], 1, "the weights are not there"),
+        ],
+    )
+    def test_what_is_wrong_is_said_on_standard_error(self, family, arguments, code, words):
+        done = family(*arguments)
+        assert done.returncode == code
+        assert words in done.stderr
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+
+
 class TestDoctor:
     def test_a_sound_installation(self):
         done = command("doctor")
@@ -307,7 +412,7 @@ class TestDoctor:
         assert "did you mean iopaint-core" in done.stderr
 
 
-@pytest.mark.parametrize("name", [[], ["list"], ["plugins"], ["run"], ["doctor"]])
+@pytest.mark.parametrize("name", [[], ["list"], ["plugins"], ["run"], ["pool"], ["doctor"]])
 def test_help_goes_to_standard_output(name):
     done = command(*name, "--help")
     assert done.returncode == 0
