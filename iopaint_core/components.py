@@ -400,7 +400,7 @@ def _fork_into(new: nn.Module, original: nn.Module, memo: dict[int, Any]) -> Non
         elif isinstance(value, (bool, int, float, str, type(None))):
             copied = value
         elif isinstance(value, (dict, set, list)) and not value:
-            copied = copy.copy(value)
+            copied = value.copy()
         else:
             copied = copy.deepcopy(value, memo)
         new.__dict__[name] = copied
