@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import sys
 import types
 from pathlib import Path
 
@@ -58,6 +60,22 @@ def plugins():
 def manager(plugins):
     plugins.register(make_plugin("red"), "red")
     return ModelManager(plugins)
+
+
+@pytest.fixture
+def quick_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

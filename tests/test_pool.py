@@ -1,7 +1,6 @@
 import gc
 import multiprocessing
 import signal
-import sys
 import threading
 import weakref
 
@@ -34,22 +33,6 @@ class Fake(Model):
 
     def close(self):
         self.closed += 1
-
-
-@pytest.fixture
-def quick_switches():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.fixture
-def no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def used(pool, device="cpu"):
