@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Red, make_plugin, photograph
+from pools import together
 
 from iopaint_core import (
+    Component,
     ImageModel,
     InpaintModel,
     LoadContext,
@@ -14,6 +16,8 @@ from iopaint_core import (
     ModelLoadError,
     ModelManager,
     ModelNameError,
+    ModelPool,
+    PoolFullError,
     Task,
     UnknownModelError,
     hookimpl,
@@ -210,3 +214,170 @@ def test_many_threads_get_what_one_would(manager):
 def test_on_a_cpu_one_model_runs_for_each_core_by_default(plugins):
     assert ModelManager(plugins)._slots._initial_value == os.cpu_count()
     assert ModelManager(plugins, context=LoadContext(device="cuda"))._slots._initial_value == 1
+
+
+def sized(*names):
+    """Plugin of models that share 10 bytes, and have as many of their own as their names say: `a5` five."""
+
+    @hookimpl
+    def iopaint_load_model(info, context):
+        if info.name.startswith("bad"):
+            raise OSError("the disk is asleep")
+        context.share({"shared": Component("shared", object, 10), "own": own(info.name)})
+        return Red()
+
+    return make_plugin(*names, iopaint_load_model=iopaint_load_model)
+
+
+def own(name):
+    return Component(name, object, int(name[1:]))
+
+
+class TestPreload:
+    def test_what_is_preloaded_is_held_idle(self, plugins):
+        plugins.register(sized("a1", "b2"), "sized")
+        manager = ModelManager(plugins)
+        manager.preload("a1", "b2")
+        assert leases(manager) == {"a1": 0, "b2": 0}
+        manager.inpaint("a1", photograph(), MASK)
+        assert manager.pool.stats().counts.loads == 2
+
+
+def leases(manager):
+    return {str(key): count for key, count in manager.pool.stats().leases.items()}
+
+
+class TestSwitch:
+    @pytest.fixture
+    def manager(self, plugins):
+        plugins.register(sized("a5", "b7", "c90", "d91", "bad"), "sized")
+        return ModelManager(plugins, pool=ModelPool({"cpu": 100}, wait_for_room=0.2))
+
+    def test_the_model_switched_to_stays_loaded_and_the_one_before_is_let_go(self, manager):
+        assert manager.current is None
+        manager.switch("a5")
+        manager.switch("b7")
+        assert manager.current.name == "b7"
+        assert leases(manager) == {"a5": 0, "b7": 1}
+        manager.switch("b7")
+        assert leases(manager) == {"a5": 0, "b7": 1}
+
+    def test_without_room_for_both_the_one_before_goes_first(self, manager):
+        manager.switch("a5")
+        manager.switch("c90")
+        assert leases(manager) == {"c90": 1}
+        assert manager.pool.stats().counts.component_loads == 3, "what both share stayed"
+
+    @pytest.mark.parametrize(
+        ("name", "error"), [("bad", ModelLoadError), ("d91", PoolFullError), ("e5", UnknownModelError)]
+    )
+    @pytest.mark.parametrize("before", ["a5", "c90"])
+    def test_a_switch_that_fails_leaves_the_one_before(self, manager, before, name, error):
+        manager.switch(before)
+        with pytest.raises(error):
+            manager.switch(name)
+        assert manager.current.name == before
+        assert leases(manager) == {before: 1}
+        manager.inpaint(before, photograph(), MASK)
+
+    def test_without_room_for_both_a_load_that_fails_brings_the_one_before_back(self, plugins):
+        @hookimpl
+        def iopaint_load_model(info, context):
+            context.share({"own": Component(info.name, object, 90)})
+            if info.name == "bad":
+                raise OSError("the disk is asleep")
+            return Red()
+
+        plugins.register(make_plugin("good", "bad", iopaint_load_model=iopaint_load_model), "large")
+        manager = ModelManager(plugins, pool=ModelPool({"cpu": 100}, wait_for_room=0.2))
+        manager.switch("good")
+        with pytest.raises(ModelLoadError, match="the disk is asleep"):
+            manager.switch("bad")
+        assert manager.current.name == "good"
+        assert leases(manager) == {"good": 1}
+
+    def test_many_threads_switch_and_one_model_stays(self, manager):
+        together(16, lambda i: manager.switch(("a5", "b7", "c90")[i % 3]))
+        assert sorted(leases(manager).values())[-1] == 1
+        assert leases(manager)[manager.current.name] == 1
+
+
+class TestForecast:
+    def test_what_models_share_is_told_before_anything_is_loaded(self, plugins):
+        plugins.register(sized("a5", "b7"), "sized")
+        manager = ModelManager(plugins)
+        found = manager.forecast("a5", "b7")
+        rows = [(need.model, need.component, need.nbytes, need.shared_with) for need in found.needs]
+        assert rows == [
+            ("a5", "shared", 10, ("b7",)),
+            ("a5", "own", 5, ()),
+            ("b7", "shared", 10, ("a5",)),
+            ("b7", "own", 7, ()),
+        ]
+        assert (found.separately, found.together) == ({"cpu": 32}, {"cpu": 22})
+        assert manager.pool.stats().counts.loads == 0
+        manager.preload("a5", "b7")
+        assert manager.pool.stats().devices["cpu"].resident == 22
+
+    def test_a_model_of_one_piece_is_measured_and_dropped(self, plugins):
+        loaded = []
+
+        class Large(Red):
+            nbytes = 90
+
+            def close(self):
+                loaded.remove(self)
+
+        plugins.register(make_plugin("large", load=lambda: loaded.append(model := Large()) or model), "large")
+        (need,) = ModelManager(plugins).forecast("large").needs
+        assert (need.component, need.nbytes, need.shared_with) == ("model", 90, ())
+        assert loaded == []
+
+    def test_a_loader_that_catches_everything_is_asked_all_the_same(self, plugins):
+        @hookimpl
+        def iopaint_load_model(info, context):
+            try:
+                context.share({"own": Component("own", object, 5)})
+            except Exception:  # noqa: BLE001 - as plugins do
+                return
+
+        plugins.register(make_plugin("a", iopaint_load_model=iopaint_load_model), "a")
+        assert ModelManager(plugins).forecast("a").together == {"cpu": 5}
+
+    def test_what_is_wrong_is_raised(self, plugins):
+        plugins.register(sized("bad"), "sized")
+        with pytest.raises(ModelLoadError, match="the disk is asleep"):
+            ModelManager(plugins).forecast("bad")
+        with pytest.raises(UnknownModelError):
+            ModelManager(plugins).forecast("worse")
+
+
+class TestOutOfMemory:
+    @pytest.mark.parametrize("error", [MemoryError("no memory"), type("OutOfMemoryError", (RuntimeError,), {})()])
+    def test_a_call_makes_room_and_tries_once_more(self, plugins, error):
+        class Hungry(Red):
+            def forward(self, image, mask, request):
+                if error in raised:
+                    return super().forward(image, mask, request)
+                raised.append(error)
+                raise error
+
+        raised = []
+        plugins.register(make_plugin("hungry", load=Hungry), "hungry")
+        plugins.register(sized("a5"), "sized")
+        manager = ModelManager(plugins)
+        manager.preload("a5")
+        assert manager.inpaint("hungry", photograph(), MASK)[6, 6, 0] == 255
+        assert raised == [error]
+        assert leases(manager) == {"hungry": 0}
+
+    def test_if_it_runs_out_again_the_error_is_raised_and_nothing_stays_pinned(self, plugins):
+        class Huge(Red):
+            def forward(self, image, mask, request):
+                raise MemoryError("no memory")
+
+        plugins.register(make_plugin("huge", load=Huge), "huge")
+        manager = ModelManager(plugins)
+        with pytest.raises(MemoryError):
+            manager.inpaint("huge", photograph(), MASK)
+        assert leases(manager) == {"huge": 0}
