@@ -51,12 +51,26 @@ def test_the_targets_of_the_readme_exist():
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "examples/README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    "document",
+    ["README.md", "examples/README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))],
 )
 def test_links_lead_somewhere(document):
     path = ROOT / document
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_the_tests_that_the_documents_name_exist():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    named = [
+        name for path in (ROOT / "docs").rglob("*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())
+    ]
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_the_pool_of_the_readme_runs():
+    subprocess.run([sys.executable, "-c", blocks(README, "python")[2]], capture_output=True, check=True)
 
 
 def test_every_environment_variable_is_documented():
