@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contenders import ALL, Pool, answer, assemble, classes, compute, contents, from_pretrained, memory, quiet, touch
-from weights import NAMES, WEIGHTS, folder_of, modules, scale_of, unique_bytes
+from contenders import ALL, Pool, assemble, classes, compute, contents, from_pretrained, memory, quiet, touch
+from weights import DTYPE, NAMES, WEIGHTS, folder_of, modules, scale_of, unique_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,23 +39,28 @@ def read(path: Path) -> float:
 
 
 def ready(pool: Pool, name: str) -> float:
-    return float(answer(pool, name, computes=False)["ready"])
+    """Seconds to switch to a model and to touch what was loaded for it."""
+    started = time.perf_counter()
+    pipeline, fresh = pool.switch(name)
+    switched = time.perf_counter() - started
+    return switched + touch(contents(getattr(pipeline, part) for part in fresh))
 
 
 def lease(root: Path) -> dict[str, list[float]]:
-    """Seconds for each lease and release of one model, as each of so many callers sees them."""
     pool = Pool(root)
     ready(pool, NAMES[0])
-    pool.pool.lease(NAMES[0], pool.load)
     table, lock = {NAMES[0]: object()}, threading.Lock()
 
     def leased() -> None:
-        with pool.pool.lease(NAMES[0], pool.load):
+        with pool.pool.lease(NAMES[0], never):
             pass
 
     def looked_up() -> None:
         with lock:
             table[NAMES[0]]
+
+    def never(share: object) -> None:
+        raise AssertionError(f"It is loaded, and needs no {share}")
 
     samples = {}
     for threads in (1, 8):
@@ -147,9 +152,11 @@ def four(root: Path) -> dict[str, Any]:
 
 def none(root: Path) -> dict[str, Any]:
     """The same libraries, the same computing, and nothing held."""
-    folder = folder_of(root, NAMES[0])
+    import torch
+
+    folder, dtype = folder_of(root, NAMES[0]), getattr(torch, DTYPE)
     for _ in NAMES:
-        loaded = {part: cls.from_pretrained(folder / part, dtype="auto") for part, cls in classes().items()}
+        loaded = {part: cls.from_pretrained(folder / part, dtype=dtype) for part, cls in classes().items()}
         pipeline = assemble(folder, loaded)
         compute(pipeline)
         del loaded, pipeline
