@@ -2,13 +2,14 @@
 
 `lease` a model that is loaded, beside a dict lookup under a lock. `room`: a switch when 2 of 4 UNets fit, beside
 reading the missing one. `cold`: the first load, beside reading its files and building its modules on `meta`.
-`four` models in memory, beside the bytes of their weights; `none` is what the process takes without them.
+`first`: the same beside others. `four` models in memory, and `none`, which is what the process takes without.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -25,17 +26,25 @@ from weights import DTYPE, NAMES, WEIGHTS, folder_of, modules, scale_of, unique_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TURNS = 8
+TURNS = 4
 LEASES = 20_000
 
 
-def read(path: Path) -> float:
-    """Seconds to map a file and to read a byte of every page."""
+def read(*paths: Path) -> float:
+    """Seconds to map files and to read a byte of every page."""
     import numpy as np
 
     started = time.perf_counter()
-    touch([np.memmap(path, np.uint8, "r")])
+    mapped = [np.memmap(path, np.uint8, "r") for path in paths]
+    touch(mapped)
     return time.perf_counter() - started
+
+
+def forget(*paths: Path) -> None:
+    """Have the system drop files from its page cache; what lies below this machine may still have them."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def ready(pool: Pool, name: str) -> float:
@@ -88,34 +97,48 @@ def contended(call: Callable[[], None], threads: int) -> float:
     return (time.perf_counter() - started) / (LEASES * threads)
 
 
-def room(root: Path) -> dict[str, list[float]]:
+def room(root: Path, before: Callable[..., object] = lambda *_: gc.collect()) -> dict[str, list[float]]:
     pool = Pool(root, unets=2)
     for name in NAMES:
         ready(pool, name)
     samples: dict[str, list[float]] = {"floor": [], "pool": []}
     for name in NAMES * (TURNS // len(NAMES)):
-        samples["floor"].append(read(folder_of(root, name) / "unet" / WEIGHTS["unet"]))
-        before = pool.pool.stats().counts.component_loads
+        unet = folder_of(root, name) / "unet" / WEIGHTS["unet"]
+        before(unet)
+        samples["floor"].append(read(unet))
+        before(unet)
+        loads = pool.pool.stats().counts.component_loads
         samples["pool"].append(ready(pool, name))
-        assert pool.pool.stats().counts.component_loads == before + 1, "one UNet is missing each time"
+        assert pool.pool.stats().counts.component_loads == loads + 1, "one UNet is missing each time"
     return samples
 
 
-def cold(root: Path) -> dict[str, list[float]]:
-    """The first model, in turn by all, after one turn that is not counted; files are in the page cache."""
-    folder = folder_of(root, NAMES[0])
-    scale = scale_of(root)
-    samples: dict[str, list[float]] = {key: [] for key in ("floor", "pool", "pool with digests", "from_pretrained")}
-    samples["digests"] = []
+def cold(root: Path, before: Callable[..., object] = lambda *_: gc.collect()) -> dict[str, list[float]]:
+    """The first model, by the pool and by the least that it takes; after one turn that is not counted."""
+    folder, scale = folder_of(root, NAMES[0]), scale_of(root)
+    files = [folder / part / file for part, file in WEIGHTS.items()]
+    samples: dict[str, list[float]] = {"floor": [], "pool": []}
     for _ in range(TURNS + 1):
+        before(*files)
         started = time.perf_counter()
         built = modules(scale)
-        samples["floor"].append(time.perf_counter() - started + sum(read(folder / p / WEIGHTS[p]) for p in built))
-
+        samples["floor"].append(time.perf_counter() - started + read(*files))
+        del built
+        before(*files)
         pool = Pool(root)
         samples["pool"].append(ready(pool, NAMES[0]))
         pool.clear()
+    return {side: taken[1:] for side, taken in samples.items()}
 
+
+def first(root: Path) -> dict[str, list[float]]:
+    """The first model again: with digests of its files, that are taken meanwhile, and without a pool."""
+    samples: dict[str, list[float]] = {"pool": [], "pool with digests": [], "digests": [], "from_pretrained": []}
+    for _ in range(TURNS + 1):
+        gc.collect()
+        pool = Pool(root)
+        samples["pool"].append(ready(pool, NAMES[0]))
+        pool.clear()
         with tempfile.TemporaryDirectory() as cache:
             pool = Pool(root, digests=Path(cache) / "digests.sqlite")
             started = time.perf_counter()
@@ -123,14 +146,12 @@ def cold(root: Path) -> dict[str, list[float]]:
             pool.context.index.wait()
             samples["digests"].append(time.perf_counter() - started)
             pool.clear()
-
         started = time.perf_counter()
-        pipeline = from_pretrained(folder)
+        pipeline = from_pretrained(folder_of(root, NAMES[0]))
         taken = time.perf_counter() - started
         samples["from_pretrained"].append(taken + touch(contents(getattr(pipeline, part) for part in ALL)))
-        del pipeline, pool, built
-        gc.collect()
-    return {key: taken[1:] for key, taken in samples.items()}
+        del pipeline
+    return {side: taken[1:] for side, taken in samples.items()}
 
 
 def settled() -> dict[str, int]:
@@ -164,7 +185,16 @@ def none(root: Path) -> dict[str, Any]:
     return settled()
 
 
-WORKLOADS = {workload.__name__: workload for workload in (lease, room, cold, four, none)}
+WORKLOADS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "lease": lease,
+    "room": room,
+    "room, from disk": functools.partial(room, before=forget),
+    "cold": cold,
+    "cold, from disk": functools.partial(cold, before=forget),
+    "first": first,
+    "four": four,
+    "none": none,
+}
 
 
 def main() -> None:

@@ -9,77 +9,17 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import os
-import platform
-import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from report import ROOT, Row, machine, save, seconds, summary, table, versions
+
 OURS, PEER = ROOT / ".venv-bench" / "bin", ROOT / ".venv-peer" / "bin"
 PHOTO, MASK = ROOT / "examples" / "astronaut.jpg", ROOT / "examples" / "astronaut-mask.png"
-NO_PEER = "peer not installed"
-PACKAGES = (
-    "iopaint", "iopaint-core", "click", "diffusers", "numpy", "opencv-python", "opencv-python-headless", "pillow",
-    "pluggy", "pydantic", "torch", "torchvision", "transformers",
-)  # fmt: skip
-
-
-@dataclass
-class Row:
-    what: str
-    peer_name: str
-    goal: str
-    ours: list[float]
-    peer: list[float]
-    """Seconds of each repeat; empty where the peer is not installed."""
-    at_most: float
-    """The goal as a bound of ours divided by the peer's."""
-    at_most_seconds: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        return statistics.median(self.ours) / statistics.median(self.peer) if self.peer else None
-
-    @property
-    def met(self) -> str:
-        if self.at_most_seconds is not None and statistics.median(self.ours) >= self.at_most_seconds:
-            return "no"
-        if self.ratio is None:
-            return NO_PEER
-        return "yes" if self.ratio <= self.at_most else "no"
-
-    def cells(self) -> list[str]:
-        if self.ratio is None:
-            return [self.what, seconds(self.ours), NO_PEER, "", self.goal, self.met]
-        compared = f"{1 / self.ratio:.1f} times faster" if self.ratio < 1 else f"{self.ratio:.2f} times the peer"
-        peer = f"{self.peer_name}: {seconds(self.peer)}"
-        return [self.what, seconds(self.ours), peer, compared, self.goal, self.met]
-
-    def record(self) -> dict[str, object]:
-        return {
-            "what": self.what,
-            "ours": summary(self.ours),
-            "peer": {"name": self.peer_name, **summary(self.peer)} if self.peer else NO_PEER,
-            "ratio": NO_PEER if self.ratio is None else self.ratio,
-            "goal": self.goal,
-            "met": self.met,
-        }
-
-
-def summary(samples: list[float]) -> dict[str, object]:
-    return {"median": statistics.median(samples), "min": min(samples), "max": max(samples), "samples": samples}
-
-
-def seconds(samples: list[float]) -> str:
-    low, middle, high = min(samples), statistics.median(samples), max(samples)
-    return f"{middle:.3f} s ({low:.3f} to {high:.3f})"
 
 
 def pip(environment: Path, *arguments: str) -> None:
@@ -155,42 +95,13 @@ def measure(repeats: int) -> tuple[list[Row], list[float]]:
     )
     rows = [
         Row("list all models, whole process, all extras installed", "`iopaint list` 1.6.0",
-            "30 times faster, under 0.2 s", *listed, at_most=1 / 30, at_most_seconds=0.2),
+            "30 times faster, under 0.2 s", *listed, at_most=1 / 30, below=0.2),
         Row("first repaired picture, whole process, `cv2`", "`iopaint run --model cv2`",
             "15 times faster", *repaired, at_most=1 / 15),
         Row("scan 1,000 plugins, 10,000 models", "a bare loop over their functions",
             "within 2 times", scanned["ours"], scanned["peer"], at_most=2),
     ]  # fmt: skip
     return rows, floor
-
-
-def versions(environment: Path) -> dict[str, str] | str:
-    if not (environment / "python").exists():
-        return NO_PEER
-    listed = subprocess.run(
-        [environment / "python", "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True
-    ).stdout
-    found = {item["name"].lower(): item["version"] for item in json.loads(listed)}
-    return {name: found[name] for name in PACKAGES if name in found}
-
-
-def machine() -> dict[str, str | int]:
-    cpuinfo, release = Path("/proc/cpuinfo"), Path("/etc/os-release")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count() or 0,
-        "memory_gib": round(memory / 2**30),
-        "system": platform.freedesktop_os_release()["PRETTY_NAME"] if release.exists() else platform.system(),
-        "python": platform.python_version(),
-    }
-
-
-def table(rows: list[Row]) -> str:
-    head = ["what", "iopaint-core", "peer or floor", "measured", "goal", "met"]
-    lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(rows: list[Row], floor: list[float], repeats: int) -> None:
@@ -203,21 +114,12 @@ def write(rows: list[Row], floor: list[float], repeats: int) -> None:
         "floor": {"name": "python -c pass", **summary(floor)},
         "rows": [row.record() for row in rows],
     }
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "startup.json").write_text(json.dumps(result, indent=1) + "\n")
-    document = ROOT / "docs" / "benchmarks.md"
-    text = f"""<!-- table -->
-{table(rows)}
+    text = f"""{table(rows)}
 
 {result["date"]}, {about["cpu"]}, {about["cores"]} cores, {about["memory_gib"]} GiB, Python {about["python"]}.
 Seconds are medians with the range of {repeats} runs ({len(rows[-1].ours)} for the scan), the two sides alternating.
-An interpreter that does nothing takes {seconds(floor)}.
-<!-- /table -->"""
-    page, found = re.subn(r"<!-- table -->.*<!-- /table -->", lambda _: text, document.read_text(), flags=re.DOTALL)
-    if not found:
-        sys.exit(f"{document.name} has no <!-- table --> to write into")
-    document.write_text(page)
+An interpreter that does nothing takes {seconds(floor)}."""
+    save("startup", "table", result, text)
 
 
 def main() -> None:
