@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from iopaint_core.catalog import ScanReport, find_model, scan, scan_models, scan_plugin_models
 from iopaint_core.errors import (
     AmbiguousModelError,
+    DownloadError,
     InputError,
     IOPaintError,
     LoadCancelledError,
     LoadTimeoutError,
+    MissingWeightsError,
     ModelError,
     ModelLoadError,
     ModelNameError,
@@ -27,6 +29,7 @@ from iopaint_core.errors import (
     PoolFullError,
     RequestError,
     UnknownModelError,
+    UntrustedWeightsError,
     WeightsError,
 )
 from iopaint_core.hookspecs import BasePlugin, hookimpl
@@ -47,6 +50,7 @@ from iopaint_core.schema import (
     Problem,
     Stage,
     Task,
+    WeightFile,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
     from iopaint_core.pool import Lease, ModelPool
     from iopaint_core.tensorfiles import TensorFiles
+    from iopaint_core.weights import State, Verified, WeightStore
 
 _MODULES = {
     "AsyncModelManager": "async_manager",
@@ -96,7 +101,10 @@ _MODULES = {
     "PoolEvent": "accounts",
     "PoolStats": "accounts",
     "SharedComponents": "entries",
+    "State": "weights",
     "Usage": "eviction",
+    "Verified": "weights",
+    "WeightStore": "weights",
     "raise_if_cancelled": "entries",
     "read_mask": "pictures",
     "read_picture": "pictures",
@@ -114,6 +122,7 @@ __all__ = [
     "Component",
     "ComponentKey",
     "Counts",
+    "DownloadError",
     "EventKind",
     "EvictionPolicy",
     "Forecast",
@@ -133,6 +142,7 @@ __all__ = [
     "LoadTimeoutError",
     "MaskModel",
     "MaskRequest",
+    "MissingWeightsError",
     "Model",
     "ModelError",
     "ModelInfo",
@@ -161,10 +171,15 @@ __all__ = [
     "ScanReport",
     "SharedComponents",
     "Stage",
+    "State",
     "Task",
     "TensorFiles",
     "UnknownModelError",
+    "UntrustedWeightsError",
     "Usage",
+    "Verified",
+    "WeightFile",
+    "WeightStore",
     "WeightsError",
     "file_component",
     "find_model",

@@ -1,4 +1,4 @@
-"""The command line: `iopaint-core list | plugins | run | pool | doctor`.
+"""The command line: `iopaint-core list | plugins | run | pool | download | verify | remove | where | doctor`.
 
 What a command is asked for goes to standard output, everything else to standard error. Exit codes: 0 done,
 1 something failed and is reported, 2 the command was used wrongly.
@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iopaint_core.catalog import ScanReport, scan
-from iopaint_core.errors import IOPaintError, ModelLoadError
+from iopaint_core.catalog import ScanReport, find_model, scan
+from iopaint_core.errors import IOPaintError, ModelLoadError, WeightsError
 from iopaint_core.plugins import PluginManager
-from iopaint_core.schema import DTYPES, describe, format_bytes
+from iopaint_core.schema import DTYPES, Task, describe, format_bytes
+from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import NoReturn
+
+    from tqdm import tqdm
 
     from iopaint_core.batch import Outcome
+    from iopaint_core.schema import LoadContext, ModelInfo, WeightFile
 
 _EXISTING = click.Path(exists=True, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -41,19 +46,34 @@ def main(context: click.Context, plugins_dir: Path | None, verbose: bool) -> Non
 
 
 @main.command("list")
+@click.option("--downloaded", "only", flag_value="downloaded", help="Only models whose weights are here.")
+@click.option("--missing", "only", flag_value="missing", help="Only models whose weights are not here.")
+@click.option("--commercial", is_flag=True, help="Leave out models whose licence forbids commercial use.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj
-def list_models(plugins_dir: Path | None, as_json: bool) -> None:
+def list_models(plugins_dir: Path | None, only: str | None, commercial: bool, as_json: bool) -> None:
     """List the models that can be run."""
     report = _scan(plugins_dir)
-    columns = ("name", "task", "type", "plugin_name", "distribution")
+    store = _store()
+    here = {info: not store.missing(info) for info in report.models}
+    columns = ("name", "task", "type", "plugin_name", "distribution", "license", "downloaded")
     rows = [
-        (info.name, info.task.value, info.type.value, info.plugin_name, info.distribution) for info in report.models
+        (
+            info.name,
+            info.task.value,
+            info.type.value,
+            info.plugin_name,
+            info.distribution,
+            info.license,
+            here[info],
+        )
+        for info in report.models
+        if (info.commercial or not commercial) and (only is None or here[info] == (only == "downloaded"))
     ]
     if as_json:
         _print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        _print_table(columns, rows)
+        _print_table(columns, [(*row[:5], row[5] or "unknown", "yes" if row[6] else "no") for row in rows])
     if report.problems:
         click.echo(f"Problems with plugins: {len(report.problems)}. `iopaint-core plugins` shows them.", err=True)
 
@@ -117,6 +137,16 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
 )
 @click.option("--device", default="cpu", help="Where the model runs: cpu, cuda, cuda:1, mps.")
 @click.option("--model-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for the models' files.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Your own file in place of the model's; NAME if it has several.",
+)
+@click.option(
+    "--trust", is_flag=True, help="Load files that can run code though their hash is not the declared one."
+)
+@click.option("--offline", is_flag=True, help="Open no connection.")
 @click.pass_obj
 def run(
     plugins_dir: Path | None,
@@ -132,6 +162,9 @@ def run(
     max_megapixels: float,
     device: str,
     model_dir: Path | None,
+    weights: tuple[str, ...],
+    trust: bool,
+    offline: bool,
 ) -> None:
     """Run a model on a picture or a folder of pictures.
 
@@ -142,15 +175,18 @@ def run(
     import PIL.Image
 
     from iopaint_core import batch
-    from iopaint_core.manager import ModelManager, default_context
+    from iopaint_core.manager import ModelManager
+    from iopaint_core.settings import default_context
 
     PIL.Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit
     with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
         jobs = batch.plan(image, mask, output, recursive=recursive, overwrite=overwrite)
         context = replace(default_context(), device=device)
-        if model_dir:
-            context = replace(context, cache=model_dir)
-        manager = ModelManager(_plugins(plugins_dir), context=context)
+        context = replace(context, cache=model_dir or context.cache, offline=offline or context.offline)
+        plugins = _plugins(plugins_dir)
+        store = _store(context, trust=trust)
+        given = _given_weights(weights, model, plugins) if weights else {}
+        manager = ModelManager(plugins, context=context, store=store, weights=given)
         options = batch.Options(
             config=config.read_bytes() if config else None,
             overwrite=overwrite,
@@ -196,7 +232,8 @@ def pool(
     from dataclasses import replace
 
     from iopaint_core.entries import device_name
-    from iopaint_core.manager import ModelManager, default_context
+    from iopaint_core.manager import ModelManager
+    from iopaint_core.settings import default_context
 
     with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
         context = replace(default_context(), device=device, dtype=dtype)
@@ -231,6 +268,82 @@ def pool(
 
 
 @main.command()
+@click.argument("models", nargs=-1, metavar="[MODEL...]")
+@click.option("--all", "everything", is_flag=True, help="Every model.")
+@click.option("--task", type=click.Choice([task.value for task in Task]), help="With --all: only those of a task.")
+@click.pass_obj
+def download(plugins_dir: Path | None, models: tuple[str, ...], everything: bool, task: str | None) -> None:
+    """Fetch what models need, as far as it is not here; a download that was cut goes on where it ended."""
+    report = _scan(plugins_dir)
+    if bool(models) == everything:
+        raise click.UsageError("Name models, or say --all.")
+    with _usage_errors():
+        chosen = [info for info in _named(report, models, everything) if task is None or info.task.value == task]
+        store, failed = _store(), False
+        for info in chosen:
+            try:
+                missing = store.missing(info)
+                store.get(info)
+            except WeightsError as error:
+                failed = True
+                click.echo(f"Error: {error}", err=True)
+            else:
+                click.echo(f"{info.name}: {'fetched' if missing else 'is here'}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("models", nargs=-1, metavar="[MODEL...]")
+@click.pass_obj
+def verify(plugins_dir: Path | None, models: tuple[str, ...]) -> None:
+    """Hash the files of models, or of all, anew. Exits with 1 if one is wrong."""
+    report = _scan(plugins_dir)
+    with _usage_errors():
+        checked = _store().verify(_named(report, models, not models))
+    _print_table(
+        ("state", "model", "file", "path"),
+        [(each.state.value, each.model.name, each.file.filename, each.path) for each in checked],
+    )
+    if any(each.state.value == "wrong" for each in checked):
+        click.echo(
+            "Error: files are wrong. `iopaint-core download MODEL` sets them aside and fetches them.", err=True
+        )
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("model")
+@click.pass_obj
+def remove(plugins_dir: Path | None, model: str) -> None:
+    """Delete the files of a model that no other model uses, as far as they are in this program's folder."""
+    report = _scan(plugins_dir)
+    with _usage_errors():
+        info, store = find_model(model, report.models), _store()
+        removed = store.remove(info, report.models)
+        kept = [path for file in info.weights if (path := store.find(info, file))]
+    for path in removed:
+        click.echo(f"{path} removed", err=True)
+    for path in kept:
+        click.echo(f"{path} stays: another model or program uses it", err=True)
+    if not removed + kept:
+        click.echo(f"{info.name} has no files here.", err=True)
+
+
+@main.command()
+@click.argument("model")
+@click.pass_obj
+def where(plugins_dir: Path | None, model: str) -> None:
+    """Print where the files of a model are; where they would be, on standard error."""
+    report = _scan(plugins_dir)
+    with _usage_errors():
+        info, store = find_model(model, report.models), _store()
+        for file in info.weights:
+            path = store.find(info, file)
+            click.echo(path or f"{store.place(info, file)} is not there: {file.source}", err=path is None)
+
+
+@main.command()
 @click.pass_obj
 def doctor(plugins_dir: Path | None) -> None:
     """Check the installation: versions, settings, plugins. Exits with 1 if something is wrong."""
@@ -239,7 +352,7 @@ def doctor(plugins_dir: Path | None) -> None:
 
     import importlib_metadata
 
-    from iopaint_core.manager import default_context
+    from iopaint_core.settings import default_context
 
     def version(name: str) -> str:
         try:
@@ -269,6 +382,51 @@ def doctor(plugins_dir: Path | None) -> None:
     if report.problems:
         sys.exit(1)
     click.echo("Nothing wrong was found.")
+
+
+def _store(context: LoadContext | None = None, *, trust: bool = False) -> WeightStore:
+    """The files of weights, with a bar for each that is fetched."""
+    from iopaint_core.settings import default_context
+
+    context = default_context() if context is None else context
+    return WeightStore(context.cache, offline=context.offline, trust=trust, progress=_Bars())
+
+
+class _Bars:
+    """One bar for each file, on standard error."""
+
+    def __init__(self) -> None:
+        self._bars: dict[WeightFile, tqdm[NoReturn]] = {}
+
+    def __call__(self, file: WeightFile, done: int, total: int | None) -> None:
+        from tqdm import tqdm
+
+        if file not in self._bars:
+            self._bars[file] = tqdm(desc=file.filename, unit="B", unit_scale=True, file=sys.stderr)
+        bar = self._bars[file]
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+
+def _named(report: ScanReport, names: Sequence[str], everything: bool) -> list[ModelInfo]:
+    return list(report.models) if everything else [find_model(name, report.models) for name in names]
+
+
+def _given_weights(texts: Sequence[str], model: str, plugins: PluginManager) -> dict[str, Path]:
+    """`--weights` as files by the name that they stand in for."""
+    files = find_model(model, scan(plugins).models).weights
+    given = {}
+    for text in texts:
+        name, equals, path = text.rpartition("=")
+        if not equals:
+            if len(files) != 1:
+                names = ", ".join(file.filename for file in files) or "none"
+                raise click.UsageError(f"{model} has these weights: {names}. Say which one {path} is: NAME=FILE.")
+            name = files[0].filename
+        given[name] = Path(path)
+    return given
 
 
 def _plugins(folder: Path | None) -> PluginManager:

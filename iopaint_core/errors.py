@@ -56,6 +56,18 @@ class WeightsError(ModelLoadError):
     """A file of weights is damaged, or of a kind that is not read."""
 
 
+class DownloadError(WeightsError):
+    """A file of weights could not be fetched."""
+
+
+class MissingWeightsError(WeightsError):
+    """Files of weights are not on disk, and no connection may be opened."""
+
+
+class UntrustedWeightsError(WeightsError):
+    """A file can run code when it is loaded, and nobody has vouched for it."""
+
+
 class PoolError(IOPaintError):
     """The pool was used in a way that it can't serve, a closed lease for example."""
 

@@ -56,7 +56,7 @@ class IdentityIndex:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._memory = None if path is None else _DigestMemory(path)
+        self._memory = None if path is None else DigestMemory(path)
         self._names: dict[Hashable, str] = {}
         self._seen: defaultdict[Hashable, list[Weights]] = defaultdict(list)
         self._lock = threading.Lock()
@@ -153,17 +153,19 @@ def _blob_name(weights: Weights) -> str | None:
     return None
 
 
-class _DigestMemory:
+class DigestMemory:
     """Digests by file and state of the file, in SQLite. What is lost is taken again, so no error leaves."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def get(self, stamp: Stamp) -> str | None:
+        """The digest that was taken of files in that state; the stamp's text says of what of them, and how."""
         rows = self._execute("SELECT digest FROM digests WHERE stamp = ?", repr(stamp))
         return str(rows[0][0]) if rows else None
 
     def put(self, stamp: Stamp, digest: str) -> None:
+        """Remember it in place of what those files had before."""
         files, prefix = stamp
         place = repr(([file[:2] for file in files], prefix))  # a file that changed replaces what it was
         self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", place, repr(stamp), digest)
@@ -191,7 +193,7 @@ class _DigestMemory:
 class _Hasher:
     """A thread that takes digests one after the other, and ends with the process."""
 
-    def __init__(self, memory: _DigestMemory) -> None:
+    def __init__(self, memory: DigestMemory) -> None:
         self.queue: SimpleQueue[Weights | threading.Event] = SimpleQueue()
         self._memory = memory
         threading.Thread(target=self._run, name="iopaint digests", daemon=True).start()

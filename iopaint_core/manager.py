@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from iopaint_core.catalog import ScanReport, find_model, scan
 from iopaint_core.components import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.entries import Component
-from iopaint_core.errors import ModelLoadError, ModelNameError, PoolFullError
+from iopaint_core.errors import ModelLoadError, ModelNameError, PoolFullError, WeightsError
 from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.identity import IdentityIndex
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
-from iopaint_core.schema import LoadContext, ModelInfo
+from iopaint_core.settings import default_context
+from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Progress
-    from iopaint_core.schema import ImageRequest, InpaintRequest, MaskRequest
+    from iopaint_core.schema import ImageRequest, InpaintRequest, LoadContext, MaskRequest, ModelInfo
 
 Shape = TypeVar("Shape", bound=Model)
 
@@ -40,6 +41,8 @@ class ModelKey(NamedTuple):
     info: ModelInfo
     device: str
     dtype: str | None
+    weights: tuple[tuple[str, Path], ...] = ()
+    """The files that the host gives in place of declared ones."""
 
     def __str__(self) -> str:
         return self.info.name
@@ -50,7 +53,8 @@ class ModelManager:
 
     Without `plugins`, the installed ones are discovered at the first call that needs them. Calls of one model
     come one after the other; `concurrency` bounds how many models run at once on the device (by default, one
-    on an accelerator and one for each core on a CPU).
+    on an accelerator and one for each core on a CPU). `weights` gives files, by name, in place of those that models
+    declare; the others come from the `store`.
     """
 
     def __init__(
@@ -59,11 +63,16 @@ class ModelManager:
         *,
         pool: ModelPool[Model] | None = None,
         context: LoadContext | None = None,
+        store: WeightStore | None = None,
+        weights: Mapping[str, Path] | None = None,
         concurrency: int | None = None,
     ) -> None:
         self.plugins = PluginManager() if plugins is None else plugins
         self.pool: ModelPool[Model] = ModelPool(reclaim=reclaim) if pool is None else pool
         self.context = default_context() if context is None else context
+        root = default_context().cache if self.context.cache == Path() else self.context.cache
+        self.store = WeightStore(root, offline=self.context.offline) if store is None else store
+        self._weights = {} if weights is None else dict(weights)
         self._discovers = plugins is None
         self._models: tuple[ModelInfo, ...] = ()
         self._found: dict[str, ModelInfo] = {}
@@ -92,13 +101,15 @@ class ModelManager:
                 return find_model(name, self.scan().models)
         return found[name]
 
-    def load(self, name: str) -> Lease[Model]:
-        """Lease a model, loading it unless the pool holds it.
+    def load(self, name: str, *, weights: Mapping[str, Path] | None = None) -> Lease[Model]:
+        """Lease a model, loading it unless the pool holds it; files that it lacks are fetched first.
 
-        Raises `ModelNameError`, `ModelLoadError`, `PoolFullError`, `LoadTimeoutError`. Calls of a leased model come
-        in whatever order its holders make them; `inpaint` and the others queue.
+        `weights` gives files, by name, in place of declared ones. Calls of a leased model come in whatever order
+        its holders make them; `inpaint` and the others queue.
+
+        Raises `ModelNameError`, `ModelLoadError`, `PoolFullError`, `LoadTimeoutError`.
         """
-        return self._lease(self._key(name))
+        return self._lease(self._key(name, weights))
 
     def preload(self, *names: str) -> None:
         """Load models, one after the other, and keep them idle in the pool as long as there is room."""
@@ -143,9 +154,9 @@ class ModelManager:
         """What models will need, component by component, and what they will share; the pool loads nothing.
 
         The loader of each runs until it asks for its components, of which headers are read. One that never asks
-        loads its model, which is measured and dropped.
+        loads its model, which is measured and dropped. Nothing is fetched.
 
-        Raises `ModelNameError`, `ModelLoadError`.
+        Raises `ModelNameError`, `ModelLoadError`, of which `MissingWeightsError`.
         """
         return forecast({info.name: self._components_of(info) for info in map(self.find, names)})
 
@@ -200,13 +211,19 @@ class ModelManager:
             self.pool.trim(self.context.device)
             return call(model)
 
-    def _key(self, name: str) -> ModelKey:
-        return ModelKey(self.find(name), self.context.device, self.context.dtype)
+    def _key(self, name: str, weights: Mapping[str, Path] | None = None) -> ModelKey:
+        info = self.find(name)
+        names = {file.filename for file in info.weights}
+        given = {file: path for file, path in self._weights.items() if file in names} | dict(weights or {})
+        return ModelKey(info, self.context.device, self.context.dtype, tuple(sorted(given.items())))
 
     def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:
+        if (key.info.weights or key.weights) and self.pool.get_shared_components(key) is None:
+            # Here, not in the load: the pool's patience with a load is no measure for a download.
+            self.store.get(key.info, dict(key.weights))
         return self.pool.lease(
             key,
-            lambda share: self._load(key.info, share),
+            lambda share: self._load(key, share),
             measure=lambda model: model.nbytes,
             close=_empty,
             device=key.device,
@@ -214,21 +231,35 @@ class ModelManager:
         )
 
     def _components_of(self, info: ModelInfo) -> Mapping[str, Component[Any]]:
+        key = self._key(info.qualified_name)
+        self.store.get(info, dict(key.weights), fetch=False)
+
         def stop(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
             raise _AskedError(components)
 
         try:
-            model = self._load(info, stop)
+            model = self._load(key, stop)
         except ModelLoadError as error:
             if isinstance(error.__cause__, _AskedError):
                 return error.__cause__.components
             raise
-        whole = Component(self._key(info.name), lambda: model, model.nbytes, self.context.device)
+        whole = Component(key, lambda: model, model.nbytes, self.context.device)
         _empty(model)
         return {"model": whole}
 
-    def _load(self, info: ModelInfo, share: Share) -> Model:
-        context = replace(self.context, share=share, index=self._index)
+    def _load(self, key: ModelKey, share: Share) -> Model:
+        info = key.info
+
+        def path_of(name: str) -> Path:
+            files = self.store.get(info, dict(key.weights))
+            if name not in files:
+                raise WeightsError(
+                    f"{info.name} has no weights called {name}: its plugin announced {', '.join(files) or 'none'}",
+                    f"Report it to the author of {info.distribution}",
+                )
+            return files[name]
+
+        context = replace(self.context, share=share, index=self._index, weights=path_of)
         try:
             with process_defaults:
                 model = self.plugins.load_model(info, context)
@@ -258,15 +289,3 @@ class _AskedError(BaseException):
     def __init__(self, components: Mapping[str, Component[Any]]) -> None:
         super().__init__("this load only asks what is needed")
         self.components = components
-
-
-def default_context() -> LoadContext:
-    """Load on the CPU; offline if IOPAINT_OFFLINE or HF_HUB_OFFLINE asks for it; cache in IOPAINT_HOME."""
-    import platformdirs
-
-    offline = any(
-        os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
-        for name in ("IOPAINT_OFFLINE", "HF_HUB_OFFLINE")
-    )
-    home = os.environ.get("IOPAINT_HOME")
-    return LoadContext(offline=offline, cache=Path(home) if home else platformdirs.user_cache_path("iopaint"))

@@ -7,6 +7,7 @@ Frozen dataclasses with `Annotated` constraints. pydantic checks them where data
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -14,10 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from iopaint_core.errors import InputError, IOPaintError, RequestError, did_you_mean
+from iopaint_core.errors import (
+    InputError,
+    IOPaintError,
+    PluginError,
+    RequestError,
+    WeightsError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pydantic import TypeAdapter
     from typing_extensions import Self
@@ -52,6 +60,64 @@ class Task(str, Enum):
 
 
 @dataclass(frozen=True)
+class WeightFile:
+    """A file that a model needs: at a URL, or in a repository of the Hugging Face hub.
+
+    Raises `PluginError` if it can't be meant so.
+    """
+
+    filename: str = ""
+    """Its name in the store, or its path in the repository; by default, the last part of the URL."""
+    url: str = ""
+    repo: str = ""
+    """A repository of the hub, `owner/name`."""
+    revision: str = "main"
+    sha256: str = ""
+    """In hexadecimal digits, as `md5`; the stronger one given is checked."""
+    md5: str = ""
+    size: int | None = None
+    """Bytes, if known."""
+    runs_code: bool = False
+    """TorchScript or a pickle: it is loaded only if its hash is the declared one, or the user trusts it."""
+    env: str = ""
+    """Prefix of environment variables that replace what is declared: with `LAMA_MODEL`, `LAMA_MODEL_URL`,
+    `LAMA_MODEL_SHA256` and `LAMA_MODEL_MD5`."""
+
+    def __post_init__(self) -> None:
+        if not self.filename:
+            object.__setattr__(self, "filename", self.url.partition("?")[0].rpartition("/")[2])
+        for name, length in (("sha256", 64), ("md5", 32)):
+            digest = getattr(self, name).lower()
+            object.__setattr__(self, name, digest)
+            if digest and not re.fullmatch(f"[0-9a-f]{{{length}}}", digest):
+                raise self._wrong(f"its {name} is {digest!r}", f"Give {length} hexadecimal digits")
+        if bool(self.url) == bool(self.repo):
+            raise self._wrong("it has no url and no repo, or both", "Give one of them")
+        if self.url and not self.url.startswith(("https://", "http://")):
+            raise self._wrong(f"its url is {self.url!r}", "Give one that begins with https://")
+        if self.repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise self._wrong(f"its repo is {self.repo!r}", "Give owner/name")
+        if self.size is not None and self.size < 0:
+            raise self._wrong(f"its size is {self.size}", "Give bytes, or nothing")
+        parts = self.filename.split("/")
+        if not self.filename or re.search(r"[\\:\0-\x1f]", self.filename) or {"", ".", ".."} & set(parts):
+            raise self._wrong("its name leads out of its folder, or nowhere", "Give a plain, relative name")
+
+    def _wrong(self, what: str, remedy: str) -> PluginError:
+        return PluginError(f"The weights {self.filename!r} can't be had: {what}", remedy)
+
+    @property
+    def digest(self) -> tuple[str, str] | None:
+        """The algorithm and the hash to check, or None if none is declared."""
+        return ("sha256", self.sha256) if self.sha256 else ("md5", self.md5) if self.md5 else None
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        return self.url or f"https://huggingface.co/{self.repo}/blob/{self.revision}/{self.filename}"
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A model as its plugin announces it.
 
@@ -64,6 +130,12 @@ class ModelInfo:
     plugin_name: str = ""
     task: Task = Task.INPAINT
     distribution: str = ""
+    weights: tuple[WeightFile, ...] = ()
+    """The files that it needs."""
+    license: str = ""
+    """Of the weights: an SPDX identifier or a URL; empty if it is not known."""
+    commercial: bool = True
+    """False if the licence forbids commercial use."""
 
     @property
     def qualified_name(self) -> str:
@@ -83,6 +155,10 @@ class ModelInfo:
 def _load_alone(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
     """Load components that nobody shares: what a loader gets that is called outside of a pool."""
     return {name: component.load_alone() for name, component in components.items()}
+
+
+def _no_weights(name: str) -> Path:
+    raise WeightsError(f"No file of weights is called {name}", "Announce it in ModelInfo.weights")
 
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -105,6 +181,8 @@ class LoadContext:
     """Takes all components of a model at once, by name, and gives them back loaded; see `docs/plugins.md`."""
     index: IdentityIndex | None = None
     """Knows which weights are equal; the functions that make components use it."""
+    weights: Callable[[str], Path] = _no_weights
+    """Gives the path of one of the model's `WeightFile`s by its name, fetching it if need be."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {None, *DTYPES}:

@@ -38,7 +38,7 @@ class CV2(InpaintModel):
 @hookimpl
 def iopaint_available_models() -> list[ModelInfo]:
     """Announce `cv2`."""
-    return [ModelInfo(name="cv2", type=ModelType.INPAINT)]
+    return [ModelInfo(name="cv2", type=ModelType.INPAINT, license="Apache-2.0")]
 
 
 @hookimpl

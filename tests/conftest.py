@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from servers import hub, server  # noqa: F401 - fixtures
 
 from iopaint_core import InpaintModel, ModelInfo, ModelManager, ModelType, PluginManager, Task, hookimpl
 
@@ -47,6 +48,23 @@ def make_plugin(*names, load=Red, task=Task.INPAINT, **functions):
 @pytest.fixture(autouse=True)
 def _no_lists_from_outside(monkeypatch):
     for name in ("IOPAINT_PLUGINS", "IOPAINT_DISABLE_PLUGINS", "IOPAINT_OFFLINE", "HF_HUB_OFFLINE", "IOPAINT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def empty_machine(tmp_path, monkeypatch):
+    """No other program has weights here."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in (
+        "XDG_CACHE_HOME",
+        "TORCH_HOME",
+        "U2NET_HOME",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

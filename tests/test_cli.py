@@ -1,8 +1,10 @@
 """The command line as a user meets it: a process, its two streams, its exit code."""
 
+import hashlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -34,24 +36,53 @@ def repair(tmp_path, *arguments, image=PHOTO, mask=MASK, output="out.jpg"):
     return command("run", "--image", image, "--mask", mask, "--output", tmp_path / output, *arguments)
 
 
+@pytest.mark.usefixtures("empty_machine")
 class TestList:
     def test_a_table(self):
         done = command("list")
         assert done.returncode == 0
-        header, row = done.stdout.splitlines()
-        assert header.split() == ["NAME", "TASK", "TYPE", "PLUGIN_NAME", "DISTRIBUTION"]
-        assert row.split() == ["cv2", "inpaint", "inpaint", "opencv", "iopaint-core"]
+        header, *rows = done.stdout.splitlines()
+        columns = ["NAME", "TASK", "TYPE", "PLUGIN_NAME", "DISTRIBUTION", "LICENSE", "DOWNLOADED"]
+        assert header.split() == columns
+        cv2 = ["cv2", "inpaint", "inpaint", "opencv", "iopaint-core", "Apache-2.0", "yes"]
+        assert cv2 in [row.split() for row in rows]
 
     def test_json_is_one_document_and_nothing_else(self):
-        assert json.loads(command("list", "--json").stdout) == [
-            {
-                "name": "cv2",
-                "task": "inpaint",
-                "type": "inpaint",
-                "plugin_name": "opencv",
-                "distribution": "iopaint-core",
-            }
-        ]
+        models = json.loads(command("list", "--json").stdout)
+        assert {
+            "name": "lama",
+            "task": "inpaint",
+            "type": "inpaint",
+            "plugin_name": "lama",
+            "distribution": "iopaint-core",
+            "license": "Apache-2.0",
+            "downloaded": False,
+        } in models
+
+    def test_every_model_of_ours_has_a_licence(self):
+        for model in json.loads(command("list", "--json").stdout):
+            assert re.fullmatch(r"[\w.-]+|https://\S+", model["license"])
+
+    def test_models_whose_weights_are_here_or_are_missing(self):
+        names = {option: command("list", option).stdout for option in ("--downloaded", "--missing")}
+        assert "cv2" in names["--downloaded"]
+        assert "lama" not in names["--downloaded"]
+        assert "lama" in names["--missing"]
+        assert "cv2" not in names["--missing"]
+
+    def test_models_that_may_be_used_commercially(self, tmp_path):
+        (tmp_path / "mat.py").write_text(
+            "from iopaint_core import ModelInfo, ModelType, hookimpl\n"
+            "@hookimpl\n"
+            "def iopaint_available_models():\n"
+            "    return [ModelInfo('mat', ModelType.PLUGIN, license='CC-BY-NC-4.0', commercial=False)]\n"
+            "@hookimpl\n"
+            "def iopaint_load_model(): pass\n"
+        )
+        assert "CC-BY-NC-4.0" in command("--plugins-dir", tmp_path, "list").stdout
+        allowed = command("--plugins-dir", tmp_path, "list", "--commercial").stdout
+        assert "cv2" in allowed
+        assert "mat" not in allowed
 
     def test_what_plugins_print_stays_off_standard_output(self, tmp_path):
         (tmp_path / "loud.py").write_text("print('hello from a plugin')\n1 / 0")
@@ -395,6 +426,150 @@ class TestPool:
         assert "Traceback" not in done.stderr
 
 
+STORED = """
+from iopaint_core import InpaintModel, ModelInfo, ModelType, WeightFile, hookimpl
+
+
+class Painter(InpaintModel):
+    def __init__(self, colour):
+        self.colour = colour
+
+    def forward(self, image, mask, request):
+        image[:] = self.colour
+        return image
+
+
+def file(name):
+    return WeightFile(url="URL/" + name, md5={"a.bin": "MD5A", "b.bin": "MD5B"}[name], runs_code=name == "a.bin")
+
+
+@hookimpl
+def iopaint_available_models():
+    return [
+        ModelInfo("one", ModelType.PLUGIN, weights=(file("a.bin"),)),
+        ModelInfo("two", ModelType.PLUGIN, weights=(file("a.bin"), file("b.bin"))),
+    ]
+
+
+@hookimpl
+def iopaint_load_model(info, context):
+    return Painter(tuple(context.weights("a.bin").read_bytes()))
+"""
+
+
+@pytest.mark.usefixtures("empty_machine")
+class TestWeights:
+    """Two models, of which one needs a file that the other needs too; what `a.bin` holds is a colour."""
+
+    @pytest.fixture
+    def stored(self, tmp_path, server, monkeypatch):
+        monkeypatch.setenv("IOPAINT_HOME", str(tmp_path / "store"))
+        server.files.update({"/a.bin": b"\x00\xff\x00", "/b.bin": b"other"})
+        source = STORED.replace("URL", server.url)
+        for name in "ab":
+            digest = hashlib.md5(server.files[f"/{name}.bin"]).hexdigest()
+            source = source.replace(f"MD5{name.upper()}", digest)
+        (tmp_path / "plugins").mkdir()
+        (tmp_path / "plugins" / "stored.py").write_text(source)
+        return lambda *arguments: command("--plugins-dir", tmp_path / "plugins", *arguments)
+
+    def test_download_fetches_what_is_missing(self, stored, server):
+        done = stored("download", "two")
+        assert done.returncode == 0, done.stderr
+        assert "two: fetched" in done.stderr
+        assert "a.bin: 100%" in done.stderr
+        assert "one: is here" in stored("download", "one").stderr
+        assert [path for path, _ in server.requests] == ["/a.bin", "/b.bin"]
+        assert {"one", "two"} <= set(stored("list", "--downloaded").stdout.split())
+
+    def test_download_all_goes_on_after_a_failure(self, stored, server):
+        del server.files["/b.bin"]
+        done = stored("download", "--all", "--task", "inpaint")
+        assert done.returncode == 1
+        assert "one: fetched" in done.stderr
+        assert "/b.bin answered 404. Look whether it has moved." in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_where_tells_where_files_are_and_where_they_would_be(self, stored, tmp_path):
+        stored("download", "one")
+        done = stored("where", "two")
+        place = tmp_path / "store" / "weights" / "stored"
+        assert done.stdout == f"{place / 'a.bin'}\n"
+        assert f"{place / 'b.bin'} is not there: http" in done.stderr
+
+    def test_verify_finds_what_is_wrong_and_download_mends_it(self, stored, tmp_path):
+        stored("download", "two")
+        assert stored("verify").returncode == 0
+        place = tmp_path / "store" / "weights" / "stored" / "b.bin"
+        place.write_bytes(b"rotten")
+        done = stored("verify", "two")
+        assert done.returncode == 1
+        assert ["wrong", "two", "b.bin", str(place)] in [line.split() for line in done.stdout.splitlines()]
+        assert "sets them aside and fetches them" in done.stderr
+        done = stored("download", "two")
+        assert "its hash is not the declared one; it is now" in done.stderr
+        assert stored("verify", "two").returncode == 0
+        assert place.read_bytes() == b"other"
+
+    def test_remove_deletes_what_no_other_model_uses(self, stored, tmp_path):
+        stored("download", "two")
+        done = stored("remove", "two")
+        assert done.returncode == 0
+        place = tmp_path / "store" / "weights" / "stored"
+        assert f"{place / 'b.bin'} removed" in done.stderr
+        assert f"{place / 'a.bin'} stays" in done.stderr
+        assert "a.bin removed" in stored("remove", "one").stderr or (place / "a.bin").exists()
+
+    def colour(self, path):
+        picture, mask = read_picture(path).rgb, read_mask(MASK)
+        return tuple(map(int, np.median(picture[mask > 0], axis=0)))
+
+    def run(self, stored, tmp_path, *arguments):
+        out = tmp_path / "out.png"
+        done = stored(
+            "run", "--model", "one", "--image", PHOTO, "--mask", MASK, "--output", out, "--overwrite", *arguments
+        )
+        return done, self.colour(out) if done.returncode == 0 else None
+
+    def test_run_fetches_and_takes_the_users_own_file_if_it_is_trusted(self, stored, tmp_path):
+        assert self.run(stored, tmp_path)[1] == (0, 255, 0)
+        (tmp_path / "mine.bin").write_bytes(b"\xff\x00\x00")
+        done, _ = self.run(stored, tmp_path, "--weights", tmp_path / "mine.bin")
+        assert done.returncode == 1
+        assert "mine.bin can run code when it is loaded" in done.stderr
+        assert "--trust" in done.stderr
+        for given in (tmp_path / "mine.bin", f"a.bin={tmp_path / 'mine.bin'}"):
+            assert self.run(stored, tmp_path, "--weights", given, "--trust")[1] == (255, 0, 0)
+
+    def test_offline_says_what_is_missing(self, stored, tmp_path, server):
+        done, _ = self.run(stored, tmp_path, "--offline")
+        assert done.returncode == 1
+        assert f"a.bin ({server.url}/a.bin) to be put at {tmp_path / 'store'}" in done.stderr
+        assert server.requests == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["download"], "Name models, or say --all."),
+            (["download", "one", "--all"], "Name models, or say --all."),
+            (["download", "noe"], "Did you mean one"),
+            (["verify", "noe"], "Did you mean one"),
+            (["remove", "noe"], "Did you mean one"),
+            (["where", "noe"], "Did you mean one"),
+        ],
+    )
+    def test_what_is_used_wrongly(self, stored, arguments, words):
+        done = stored(*arguments)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+    def test_a_model_of_several_files_is_told_which_one(self, stored, tmp_path):
+        arguments = ["--image", PHOTO, "--mask", MASK, "--output", tmp_path / "out.png", "--weights", PHOTO]
+        done = stored("run", "--model", "two", *arguments)
+        assert done.returncode == 2
+        assert "two has these weights: a.bin, b.bin." in done.stderr
+
+
 class TestDoctor:
     def test_a_sound_installation(self):
         done = command("doctor")
@@ -412,7 +587,10 @@ class TestDoctor:
         assert "did you mean iopaint-core" in done.stderr
 
 
-@pytest.mark.parametrize("name", [[], ["list"], ["plugins"], ["run"], ["pool"], ["doctor"]])
+@pytest.mark.parametrize(
+    "name",
+    [[], ["list"], ["plugins"], ["run"], ["pool"], ["download"], ["verify"], ["remove"], ["where"], ["doctor"]],
+)
 def test_help_goes_to_standard_output(name):
     done = command(*name, "--help")
     assert done.returncode == 0
