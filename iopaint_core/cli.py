@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 def main(context: click.Context, plugins_dir: Path | None, verbose: bool) -> None:
     """Repair pictures with the models of all installed plugins."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    if not verbose and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries deprecate concerns their users, not ours
     context.obj = plugins_dir
 
 
