@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-deep lint bench bench-pool wheel clean
+.PHONY: demo test test-deep parity lint bench bench-pool wheel clean
 
 demo: .venv/base  ## Remove an object from a photograph.
 	@mkdir -p demo
@@ -14,6 +14,9 @@ test: .venv/dev  ## Run the whole suite.
 
 test-deep: .venv/dev  ## Search longer for sequences that break the pool.
 	$(BIN)/python -m pytest tests/deep
+
+parity: .venv/dev .venv-peer/bin/iopaint  ## Compare pictures with IOPaint 1.6.0, in an environment of its own of 6 GB.
+	$(BIN)/python -m pytest -s tests/parity
 
 lint: .venv/dev
 	$(BIN)/ruff check
@@ -46,3 +49,8 @@ clean:
 .venv/dev: .venv/base
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
+
+.venv-peer/bin/iopaint:
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet iopaint==1.6.0
+	.venv-peer/bin/python -m pip install --quiet --upgrade torch torchvision 'numpy<2'

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, photograph
+from weights import save_network
 
 from iopaint_core import (
     HDStrategy,
@@ -22,32 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"),
 ]
 WHOLE = InpaintRequest(hd_strategy=HDStrategy.ORIGINAL)
-
-
-class Network(torch.nn.Module):
-    """As LaMa's: a picture of 0 … 1 and a mask of 0 and 1, to a picture."""
-
-    def __init__(self, seed):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(4, 16, 7, padding=3, padding_mode="reflect"),
-            torch.nn.ReLU(),
-            torch.nn.Conv2d(16, 3, 7, padding=3, padding_mode="reflect"),
-            torch.nn.Sigmoid(),
-        )
-
-    def forward(self, image, mask):
-        painted = self.layers(torch.cat([image * (1 - mask), mask], 1))
-        return mask * painted + (1 - mask) * image
-
-
-def save_network(path, seed=0):
-    network = Network(seed).eval()
-    with torch.no_grad():
-        traced = torch.jit.trace(network, (torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32)), check_trace=False)
-    torch.jit.save(traced, path)
-    return network
 
 
 @pytest.fixture

@@ -109,3 +109,30 @@ def digest(module):
         total.update(name.encode())
         total.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+class LaMa(torch.nn.Module):
+    """Takes and gives what LaMa's network does: a picture of 0 … 1 and a mask of 0 and 1, to a picture."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(4, 16, 7, padding=3, padding_mode="reflect"),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 3, 7, padding=3, padding_mode="reflect"),
+            torch.nn.Sigmoid(),
+        )
+
+    def forward(self, image, mask):
+        painted = self.layers(torch.cat([image * (1 - mask), mask], 1))
+        return mask * painted + (1 - mask) * image
+
+
+def save_network(path, seed=0):
+    """A network of LaMa's interface as TorchScript, as IOPaint publishes it."""
+    network = LaMa(seed).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(network, (torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32)), check_trace=False)
+    torch.jit.save(traced, path)
+    return network
