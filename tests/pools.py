@@ -83,6 +83,15 @@ def together(count, call):
     return results
 
 
+def until(condition):
+    """Wait for something that another thread does, and no event tells."""
+    for _ in range(WATCHDOG * 1000):
+        if condition():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("it never came to that")
+
+
 class Gate:
     """Opens once; whoever passes waits for that, at most as long as the watchdog."""
 

@@ -15,6 +15,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import ROOT, photograph
+from pools import until
+from servers import stall
 from test_pictures import huge_png
 
 from iopaint_core import read_mask, read_picture
@@ -489,6 +491,24 @@ class TestWeights:
         assert "one: fetched" in done.stderr
         assert "/b.bin answered 404. Look whether it has moved." in done.stderr
         assert "Traceback" not in done.stderr
+
+    def test_ctrl_c_leaves_a_part_that_the_next_download_goes_on_from(self, stored, server, tmp_path):
+        server.files["/b.bin"] = b"other" * 100_000
+        plugin = tmp_path / "plugins" / "stored.py"
+        old, new = (hashlib.md5(content).hexdigest() for content in (b"other", server.files["/b.bin"]))
+        plugin.write_text(plugin.read_text().replace(old, new))
+        slow = stall(200_000)
+        server.script["/b.bin"] = [slow]
+        arguments = ["--plugins-dir", tmp_path / "plugins", "download", "two"]
+        process = subprocess.Popen([sys.executable, "-m", "iopaint_core", *map(str, arguments)])
+        slow.gate.wait_until_reached()
+        part = tmp_path / "store" / "weights" / "stored" / "b.bin.part"
+        until(lambda: part.exists() and part.stat().st_size == 200_000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 1
+        slow.gate.open()
+        assert stored("download", "two").returncode == 0
+        assert server.requests[-1] == ("/b.bin", "bytes=200000-")
 
     def test_where_tells_where_files_are_and_where_they_would_be(self, stored, tmp_path):
         stored("download", "one")

@@ -7,7 +7,7 @@ import weakref
 import pytest
 from hypothesis import settings
 from pool_machine import PoolMachine
-from pools import WATCHDOG, Gate, Weights, component, in_thread, model, together
+from pools import WATCHDOG, Gate, Weights, component, in_thread, model, together, until
 
 from iopaint_core import (
     GDSF,
@@ -73,15 +73,6 @@ def test_64_callers_at_once_load_once(quick_switches):
     assert len(set(map(id, results[1:]))) == 1
     assert isinstance(results[1], Fake)
     assert pool.stats().leases == {"a": 0}
-
-
-def until(condition):
-    """Wait for something that another thread does, and no event tells."""
-    for _ in range(WATCHDOG * 1000):
-        if condition():
-            return
-        threading.Event().wait(0.001)
-    raise AssertionError("it never came to that")
 
 
 def test_different_models_and_different_components_load_side_by_side():

@@ -6,10 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import Red, make_plugin
+from pools import together, until
 from servers import busy, cut, other_bytes, redirect, says_it_has, stall, without_ranges
 
 from iopaint_core import (
@@ -434,9 +434,7 @@ class TestProcesses:
         process = self.fetch(server, store.root)
         part = store.place(one, one.weights[0]).with_name("big-lama.pt.part")
         slow.gate.wait_until_reached()
-        deadline = time.monotonic() + 20
-        while not (part.exists() and part.stat().st_size):
-            assert time.monotonic() < deadline
+        until(lambda: part.exists() and part.stat().st_size)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=20)
         slow.gate.open()
@@ -503,6 +501,22 @@ class TestHub:
         assert store.missing(info) == ()
         store.offline = True
         assert got(store, info) == path
+
+    def test_a_cut_is_mended(self, store, hub, server):
+        path = hub("a/b", "model.pth", CONTENT)
+        server.script[path] = [cut(500_000)]
+        info = model(WeightFile(repo="a/b", filename="model.pth", sha256=SHA256))
+        assert got(store, info).read_bytes() == CONTENT
+        ranges = [span for asked, span in server.requests if asked == path]
+        assert ranges[0] is None
+        assert ranges[1] != "bytes=0-"
+
+    def test_two_programs_that_fetch_the_same_fetch_it_once(self, store, hub, server, tmp_path):
+        path = hub("a/b", "model.pth", CONTENT)
+        info = model(WeightFile(repo="a/b", filename="model.pth", sha256=SHA256))
+        paths = together(3, lambda i: got(WeightStore(tmp_path / str(i)), info))
+        assert len(set(paths)) == 1
+        assert [asked for asked, _ in server.requests] == [path]
 
     def test_another_revision_is_another_file(self, store, hub):
         hub("a/b", "model.pth", CONTENT, revision="v2")
