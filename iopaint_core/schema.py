@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
 
 from iopaint_core.errors import (
     InputError,
@@ -136,6 +136,8 @@ class ModelInfo:
     """Of the weights: an SPDX identifier or a URL; empty if it is not known."""
     commercial: bool = True
     """False if the licence forbids commercial use."""
+    path: Path | None = None
+    """Where it is, if it was found on this machine rather than announced."""
 
     @property
     def qualified_name(self) -> str:
@@ -283,6 +285,30 @@ class CV2Flag(str, Enum):
     INPAINT_TELEA = "INPAINT_TELEA"
 
 
+class Sampler(str, Enum):
+    """How a diffusion model takes its steps; the values are IOPaint's."""
+
+    DPM_2M = "DPM++ 2M"
+    DPM_2M_KARRAS = "DPM++ 2M Karras"
+    DPM_2M_SDE = "DPM++ 2M SDE"
+    DPM_2M_SDE_KARRAS = "DPM++ 2M SDE Karras"
+    DPM_SDE = "DPM++ SDE"
+    DPM_SDE_KARRAS = "DPM++ SDE Karras"
+    DPM2 = "DPM2"
+    DPM2_KARRAS = "DPM2 Karras"
+    DPM2_A = "DPM2 a"
+    DPM2_A_KARRAS = "DPM2 a Karras"
+    EULER = "Euler"
+    EULER_A = "Euler a"
+    HEUN = "Heun"
+    LMS = "LMS"
+    LMS_KARRAS = "LMS Karras"
+    DDIM = "DDIM"
+    PNDM = "PNDM"
+    UNIPC = "UniPC"
+    LCM = "LCM"
+
+
 class _Validated:
     """Adds `validate` to a dataclass; its unknown keys are errors."""
 
@@ -350,6 +376,22 @@ class InpaintRequest(_Validated):
     cv2_flag: CV2Flag = CV2Flag.INPAINT_NS
     cv2_radius: Annotated[int, Ge(0)] = 4
     """Pixels of the neighbourhood that the `cv2` model looks at."""
+    prompt: str = ""
+    """What a diffusion model is to paint."""
+    negative_prompt: str = ""
+    """What it is not to paint."""
+    sd_steps: Annotated[int, Ge(1)] = 50
+    sd_strength: Annotated[float, Gt(0), Le(1)] = 1.0
+    """How far from the picture it may go: 1 forgets what the mask covers."""
+    sd_guidance_scale: Annotated[float, Ge(0)] = 7.5
+    """How closely it follows the prompt."""
+    sd_sampler: Sampler = Sampler.UNIPC
+    sd_seed: Annotated[int, Ge(-1), Lt(2**63)] = 42
+    """Of its random numbers; -1 takes another one each time."""
+    p2p_image_guidance_scale: Annotated[float, Ge(0)] = 1.5
+    """How closely InstructPix2Pix follows the picture."""
+    paint_by_example_example_image: str | None = None
+    """What Paint by Example is to paint: the bytes of a picture file, in base64."""
 
 
 @dataclass(frozen=True)

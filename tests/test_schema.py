@@ -45,6 +45,15 @@ def test_a_request_has_the_names_and_defaults_of_iopaint():
         "sd_keep_unmasked_area": True,
         "cv2_flag": "INPAINT_NS",
         "cv2_radius": 4,
+        "prompt": "",
+        "negative_prompt": "",
+        "sd_steps": 50,
+        "sd_strength": 1.0,
+        "sd_guidance_scale": 7.5,
+        "sd_sampler": "UniPC",
+        "sd_seed": 42,
+        "p2p_image_guidance_scale": 1.5,
+        "paint_by_example_example_image": None,
     }
 
 

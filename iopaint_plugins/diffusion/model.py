@@ -1,0 +1,99 @@
+"""A pipeline as a model: what a request asks, in the pipeline's words."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import random
+from typing import TYPE_CHECKING, Any
+
+from iopaint_core import InpaintModel, InputError, report_progress
+
+from iopaint_plugins.diffusion.samplers import scheduler_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import PIL.Image
+    from numpy.typing import NDArray
+
+    from iopaint_core import InpaintRequest
+
+    from iopaint_plugins.diffusion.pipelines import Row
+
+
+class DiffusionModel(InpaintModel):
+    """Runs a pipeline on whole pictures of 512 pixels a side and more."""
+
+    mask_blur = True
+    min_size = 512
+
+    def __init__(self, pipeline: Any, row: Row) -> None:  # noqa: ANN401 - diffusers is not typed
+        self._pipeline = pipeline
+        self._row = row
+        self._config = pipeline.scheduler.config
+        self.pad_multiple = row.multiple
+
+    def forward(
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], request: InpaintRequest
+    ) -> NDArray[np.uint8]:
+        """Repaint where the mask is 255."""
+        import numpy as np
+        import PIL.Image
+        import torch
+
+        pipeline, row = self._pipeline, self._row
+        if row.samplers:
+            pipeline.scheduler = scheduler_for(request.sd_sampler, self._config)
+        seed = random.SystemRandom().randrange(2**31) if request.sd_seed == -1 else request.sd_seed
+        arguments = {
+            **row.fixed,
+            **self._taken(request),
+            "image": PIL.Image.fromarray(image),
+            "generator": torch.Generator("cpu").manual_seed(seed),
+        }
+        if row.mask:
+            arguments["mask_image"] = PIL.Image.fromarray(mask)
+        if row.sized:
+            arguments["height"], arguments["width"] = mask.shape
+        painted: PIL.Image.Image = pipeline(**arguments, **self._reporting(request.sd_steps)).images[0]
+        return np.asarray(painted.convert("RGB"))
+
+    def _taken(self, request: InpaintRequest) -> dict[str, Any]:
+        taken = {theirs: getattr(request, ours) for ours, theirs in self._row.takes.items()}
+        if "example_image" in taken:
+            taken["example_image"] = _example(taken["example_image"])
+        return taken
+
+    def _reporting(self, steps: int) -> Mapping[str, Any]:
+        """What makes a pipeline tell of its steps; a report that raises ends it."""
+        import inspect
+
+        def on_step_end(pipeline: object, step: int, timestep: object, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - diffusers' own
+            report_progress(min(step + 1, steps), steps)
+            return state
+
+        def on_step(step: int, timestep: object, latents: object) -> None:  # noqa: ARG001 - diffusers' own
+            report_progress(min(step + 1, steps), steps)
+
+        if "callback_on_step_end" in inspect.signature(self._pipeline.__call__).parameters:
+            return {"callback_on_step_end": on_step_end}
+        return {"callback": on_step, "callback_steps": 1}
+
+
+def _example(text: str | None) -> PIL.Image.Image:
+    import PIL.Image
+
+    if not text:
+        raise InputError(
+            "This model paints what an example shows, and there is none",
+            "Give paint_by_example_example_image: a picture file in base64",
+        )
+    try:
+        return PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
+    except (binascii.Error, OSError) as error:
+        raise InputError(
+            f"The example image can't be read: {error}", "Give the bytes of a JPEG or PNG file, in base64"
+        ) from error

@@ -1,0 +1,117 @@
+"""Which pipeline of diffusers inpaints with which checkpoint, and what of a request it takes: one row for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from iopaint_core import ModelType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PROMPT = {"prompt": "prompt"}
+_STEPS = {"sd_steps": "num_inference_steps"}
+_GUIDANCE = {"sd_guidance_scale": "guidance_scale"}
+_TRUE_GUIDANCE = {"sd_guidance_scale": "true_cfg_scale"}
+_NEGATIVE = {"negative_prompt": "negative_prompt"}
+_STRENGTH = {"sd_strength": "strength"}
+_CLASSIC = {**_PROMPT, **_NEGATIVE, **_STEPS, **_GUIDANCE, **_STRENGTH}
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a checkpoint inpaints."""
+
+    pipeline: str
+    """The class of diffusers."""
+    type: ModelType
+    multiple: int
+    """Pixels that the sides of a picture must be a multiple of."""
+    takes: Mapping[str, str] = field(default_factory=lambda: _CLASSIC)
+    """Fields of a request, and what the pipeline calls them."""
+    samplers: bool = False
+    """Whether the request's sampler may take the place of its own."""
+    dtype: str = "float16"
+    """Of the weights on an accelerator."""
+    mask: bool = True
+    """Whether it is told the mask; if not, only the composite keeps to it."""
+    sized: bool = True
+    """Whether it is told the size."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """More arguments."""
+    prior: str = ""
+    """A repository whose components it needs besides its own, each named with `prior_` before it."""
+
+
+_SD = Row("StableDiffusionInpaintPipeline", ModelType.DIFFUSERS_SD, 8, samplers=True)
+_SD_INPAINT = Row("StableDiffusionInpaintPipeline", ModelType.DIFFUSERS_SD_INPAINT, 8, samplers=True)
+_SDXL = Row("StableDiffusionXLInpaintPipeline", ModelType.DIFFUSERS_SDXL, 8, samplers=True)
+_SDXL_INPAINT = Row("StableDiffusionXLInpaintPipeline", ModelType.DIFFUSERS_SDXL_INPAINT, 8, samplers=True)
+_SD3 = Row("StableDiffusion3InpaintPipeline", ModelType.DIFFUSERS_OTHER, 16)
+_FLUX_TAKES = {**_PROMPT, **_STEPS, **_GUIDANCE, **_STRENGTH}
+_FLUX = Row("FluxInpaintPipeline", ModelType.DIFFUSERS_OTHER, 16, _FLUX_TAKES, dtype="bfloat16")
+_FLUX_FILL = Row("FluxFillPipeline", ModelType.DIFFUSERS_OTHER, 16, _FLUX_TAKES, dtype="bfloat16")
+_KONTEXT = Row(
+    "FluxKontextInpaintPipeline",
+    ModelType.DIFFUSERS_OTHER,
+    16,
+    _FLUX_TAKES,
+    dtype="bfloat16",
+    fixed={"_auto_resize": False, "max_area": 1 << 40},
+)
+_KLEIN = Row("Flux2KleinInpaintPipeline", ModelType.DIFFUSERS_OTHER, 16, _FLUX_TAKES, dtype="bfloat16")
+_QWEN_TAKES = {**_PROMPT, **_NEGATIVE, **_STEPS, **_TRUE_GUIDANCE, **_STRENGTH}
+_QWEN = Row("QwenImageInpaintPipeline", ModelType.DIFFUSERS_OTHER, 16, _QWEN_TAKES, dtype="bfloat16")
+_QWEN_EDIT = Row("QwenImageEditInpaintPipeline", ModelType.DIFFUSERS_OTHER, 16, _QWEN_TAKES, dtype="bfloat16")
+_ZIMAGE = Row("ZImageInpaintPipeline", ModelType.DIFFUSERS_OTHER, 16, dtype="bfloat16")
+_KANDINSKY = Row(
+    "KandinskyV22InpaintCombinedPipeline",
+    ModelType.DIFFUSERS_OTHER,
+    64,
+    {**_PROMPT, **_NEGATIVE, **_STEPS, **_GUIDANCE},
+    prior="kandinsky-community/kandinsky-2-2-prior",
+)
+_PAINT_BY_EXAMPLE = Row(
+    "PaintByExamplePipeline",
+    ModelType.DIFFUSERS_OTHER,
+    8,
+    {**_STEPS, **_GUIDANCE, **_NEGATIVE, "paint_by_example_example_image": "example_image"},
+    samplers=True,
+)
+_PIX2PIX = Row(
+    "StableDiffusionInstructPix2PixPipeline",
+    ModelType.DIFFUSERS_OTHER,
+    8,
+    {**_PROMPT, **_NEGATIVE, **_STEPS, **_GUIDANCE, "p2p_image_guidance_scale": "image_guidance_scale"},
+    samplers=True,
+    mask=False,
+    sized=False,
+)
+
+PIPELINES: Mapping[str, Row] = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _SD_INPAINT,
+    "StableDiffusionXLPipeline": _SDXL,
+    "StableDiffusionXLInpaintPipeline": _SDXL_INPAINT,
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
+    "FluxPipeline": _FLUX,
+    "FluxInpaintPipeline": _FLUX,
+    "FluxFillPipeline": _FLUX_FILL,
+    "FluxKontextPipeline": _KONTEXT,
+    "FluxKontextInpaintPipeline": _KONTEXT,
+    "Flux2KleinPipeline": _KLEIN,
+    "Flux2KleinInpaintPipeline": _KLEIN,
+    "QwenImagePipeline": _QWEN,
+    "QwenImageInpaintPipeline": _QWEN,
+    "QwenImageEditPipeline": _QWEN_EDIT,
+    "QwenImageEditInpaintPipeline": _QWEN_EDIT,
+    "ZImagePipeline": _ZIMAGE,
+    "ZImageInpaintPipeline": _ZIMAGE,
+    "KandinskyV22InpaintPipeline": _KANDINSKY,
+    "KandinskyV22InpaintCombinedPipeline": _KANDINSKY,
+    "PaintByExamplePipeline": _PAINT_BY_EXAMPLE,
+    "StableDiffusionInstructPix2PixPipeline": _PIX2PIX,
+}
+"""By the `_class_name` in a folder's `model_index.json`."""
