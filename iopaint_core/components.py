@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_building = threading.Lock()
-"""transformers replaces functions of `torch.nn.init` in the whole process while it builds a module."""
+_assembling = threading.Lock()
+"""Held while a module is put together, which is Python's work, of which it does one thing at a time: three modules
+side by side take twice as long as one after the other. And transformers replaces functions of `torch.nn.init` in
+the whole process while it builds one."""
 
 
 class ComponentKey(NamedTuple):
@@ -81,9 +83,9 @@ def module_component(
     )
 
     def load() -> Canonical:
-        module = _load_module(cls, files, settings, dtype)
+        canonical = _load_module(cls, files, settings, dtype)
         index.digest_later(files)
-        return Canonical(module)
+        return canonical
 
     host = Component(
         key=key,
@@ -270,20 +272,29 @@ process_defaults = _ProcessDefaults()
 
 def _load_module(
     cls: type[nn.Module], files: TensorFiles, config: Mapping[str, Any], dtype: str | None
-) -> nn.Module:
-    module = _build(cls, config)
-    expected = list(module.state_dict())
-    tensors = _named_as(expected, files.open())
-    rename = getattr(module, "_fix_state_dict_keys_on_load", None)  # names before diffusers 0.17, still in use
-    if rename is not None:
-        rename(tensors)
+) -> Canonical:
+    files.read_ahead()
+    with _assembling:
+        module = _build(cls, config)
+        expected = list(module.state_dict())
+        tensors = _named_as(expected, files.open())
+        rename = getattr(module, "_fix_state_dict_keys_on_load", None)  # names before diffusers 0.17, still in use
+        if rename is not None:
+            rename(tensors)
     with _memory_errors():
         given = {name: _cast(tensors[name], _kept_dtype(cls, name, dtype)) for name in expected if name in tensors}
+    with _assembling:
+        _assign(module, given, files)
+        return Canonical(module)
+
+
+def _assign(module: nn.Module, given: Mapping[str, Tensor], files: TensorFiles) -> None:
+    name_of_class = type(module).__name__
     try:
         missing = module.load_state_dict(given, strict=False, assign=True).missing_keys
     except RuntimeError as error:
         raise WeightsError(
-            f"{_names(files)} does not fit {cls.__name__}: {' '.join(str(error).split())}",
+            f"{_names(files)} does not fit {name_of_class}: {' '.join(str(error).split())}",
             "The config and the weights belong to different models",
         ) from error
     tie = getattr(module, "tie_weights", None)
@@ -294,11 +305,10 @@ def _load_module(
     lacking = [name for name in missing if id(state[name]) not in loaded]
     if lacking:
         raise WeightsError(
-            f"{_names(files)} lacks {len(lacking)} of the {len(expected)} tensors of {cls.__name__}: "
+            f"{_names(files)} lacks {len(lacking)} of the {len(state)} tensors of {name_of_class}: "
             f"{', '.join(lacking[:3])} …",
             "The file is incomplete, or the weights are those of another model",
         )
-    return module
 
 
 def _build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
@@ -323,7 +333,7 @@ def _build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
             return function(*args, **kwargs)
 
     try:
-        with _building, EmptyOnMeta():
+        with EmptyOnMeta():
             if getattr(cls, "config_class", None) is not None:
                 return cls(cls.config_class(**_telling(config)))  # type: ignore[attr-defined] # transformers' classes have it
             if hasattr(cls, "from_config"):
