@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gc
 import json
 import os
 import random
@@ -39,7 +38,7 @@ class Contender(Protocol):
 
 
 class FromPretrained:
-    """What most scripts do: drop the one before, load the next."""
+    """What most scripts do: drop the one before, which counting of references frees, and load the next."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -47,7 +46,6 @@ class FromPretrained:
 
     def switch(self, name: str) -> tuple[Any, tuple[str, ...]]:
         self.pipeline = None
-        gc.collect()
         self.pipeline = from_pretrained(folder_of(self.root, name))
         return self.pipeline, ALL
 

@@ -98,14 +98,16 @@ def contended(call: Callable[[], None], threads: int) -> float:
 
 
 def room(root: Path, before: Callable[..., object] = lambda *_: gc.collect()) -> dict[str, list[float]]:
+    """Both sides read each UNet, and neither right after the other."""
     pool = Pool(root, unets=2)
     for name in NAMES:
         ready(pool, name)
     samples: dict[str, list[float]] = {"floor": [], "pool": []}
-    for name in NAMES * (TURNS // len(NAMES)):
-        unet = folder_of(root, name) / "unet" / WEIGHTS["unet"]
-        before(unet)
-        samples["floor"].append(read(unet))
+    for turn in range(TURNS):
+        name, other = (NAMES[(turn + ahead) % len(NAMES)] for ahead in (0, 1))
+        unet, another = (folder_of(root, each) / "unet" / WEIGHTS["unet"] for each in (name, other))
+        before(another)
+        samples["floor"].append(read(another))
         before(unet)
         loads = pool.pool.stats().counts.component_loads
         samples["pool"].append(ready(pool, name))

@@ -215,8 +215,9 @@ What the pool does not gain, or loses:
 {losses(measured)}
 
 {result["date"]}, {about["cpu"]}, {about["cores"]} cores, {about["memory_gib"]} GiB, Python {about["python"]};
-{result["rounds"]} rounds. A process that has imported the libraries and loaded nothing has a PSS of
-{gibibytes(empty)}. All digests of a first model are taken {seconds(digests)} after its load began."""
+{result["rounds"]} rounds, begun at a load of {result["load"]}. A process that has imported the libraries and loaded
+nothing has a PSS of {gibibytes(empty)}. All digests of a first model are taken {seconds(digests)} after its load
+began."""
 
 
 def main() -> None:
@@ -231,6 +232,7 @@ def main() -> None:
         set_up()
     if not options.python.exists():
         sys.exit("There is no .venv-bench: run with --setup")
+    load = os.getloadavg()[0]
     root = options.weights.resolve() / options.scale
     subprocess.run([options.python, HERE / "weights.py", root, "--scale", options.scale], check=True)
     measured = measure(options.python, root, options.rounds)
@@ -239,6 +241,7 @@ def main() -> None:
         "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "machine": machine(),
         "rounds": options.rounds,
+        "load": round(load, 1),
         "versions": {"iopaint-core": versions(options.python.parent), "peer": versions(PEER)},
         "rows": [row.record() for row in found],
         "traces": measured.traces,

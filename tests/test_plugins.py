@@ -61,7 +61,7 @@ def test_installed_plugins_are_found_without_configuration(install):
     assert (info.name, info.plugin_name, info.type) == ("copy", "copier", ModelType.PLUGIN)
     (plugin,) = [plugin for plugin in report.plugins if plugin.distribution == "acme-Copy"]
     assert (plugin.name, plugin.version, plugin.status) == ("copier", "2.3", PluginStatus.ACTIVE)
-    assert names(report, "iopaint-core") == ["cv2"]
+    assert "cv2" in names(report, "iopaint-core")
 
 
 HOOK = GOOD.replace("NAME", "copy")
@@ -158,7 +158,7 @@ def test_a_faulty_plugin_costs_its_own_models_alone(install, fault):
     plugins = discovered()
     report = scan(plugins)
     assert names(report, "sound") == ["copy"]
-    assert names(report, "iopaint-core") == ["cv2"]
+    assert "cv2" in names(report, "iopaint-core")
     assert names(report, "faulty") == []
     problem = problem_of(report, "faulty")
     assert (problem.plugin, problem.version, problem.stage) == ("plugin", "0.9", stage)
@@ -275,10 +275,10 @@ class TestLists:
         }
 
     def test_one_plugin_of_a_package_can_be_denied(self):
-        assert {info.distribution for info in scan(discovered(deny=["iopaint-core:opencv"])).models} == {
-            "Listed.One",
-            "listed-two",
-        }
+        report = scan(discovered(deny=["iopaint-core:opencv"]))
+        assert "opencv" not in {info.plugin_name for info in report.models}
+        assert "lama" in {info.plugin_name for info in report.models}
+        assert {"Listed.One", "listed-two"} <= {info.distribution for info in report.models}
 
     def test_a_listed_name_that_is_not_installed_is_a_problem(self):
         plugins = discovered(deny=["listed-three"])

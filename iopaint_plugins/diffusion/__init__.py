@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iopaint_core import hookimpl
+from iopaint_core import WeightsError, hookimpl
 
 if TYPE_CHECKING:
     from iopaint_core import InpaintModel, LoadContext, ModelInfo
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 @hookimpl
 def iopaint_load_model(info: ModelInfo, context: LoadContext) -> InpaintModel:
     """Put a pipeline together from components that the pool shares."""
-    from iopaint_plugins.diffusion.loading import load_folder
+    from iopaint_plugins.diffusion.loading import load_checkpoint
     from iopaint_plugins.diffusion.model import DiffusionModel
 
-    return DiffusionModel(*load_folder(info.path, context))
+    if info.path is None:
+        raise WeightsError(f"{info.name} was not found on this machine", "Scan again")
+    return DiffusionModel(*load_checkpoint(info.path, context))

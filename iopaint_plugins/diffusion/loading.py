@@ -1,67 +1,99 @@
-"""From a folder of diffusers to a pipeline: the weights shared, all else the model's own."""
+"""From files to a pipeline: the weights shared, all else the model's own.
+
+A checkpoint is a folder that diffusers has saved, or a single file in the layout of before diffusers, whose
+configs and tokenizers are those of a folder.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iopaint_core import WeightsError, module_component
-
 from iopaint_plugins.diffusion.pipelines import PIPELINES, Row
+from iopaint_plugins.diffusion.repositories import repository
+from iopaint_plugins.diffusion.singlefile import checkpoint_parts, configs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from iopaint_core import Component, LoadContext
+    from iopaint_core import Component, LoadContext, TensorFiles
 
 _LIBRARIES = ("diffusers", "transformers")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 """Classes that folders of years ago name otherwise."""
 
 
-def load_folder(folder: Path, context: LoadContext) -> tuple[Any, Row]:
-    """The pipeline of a folder with a `model_index.json`, and its row.
+@dataclass(frozen=True)
+class _Part:
+    """A component of a pipeline, before it is loaded."""
 
-    All that can be wrong with the folder is found before anything is loaded. Raises `WeightsError`.
+    cls: Any
+    folder: Path
+    """With its config."""
+    files: TensorFiles | None = None
+    """Its weights, if they are not in the folder."""
+
+    @property
+    def has_weights(self) -> bool:
+        from torch import nn
+
+        return isinstance(self.cls, type) and issubclass(self.cls, nn.Module)
+
+    def component(self, context: LoadContext, dtype: str) -> Component[Any]:
+        """It, to be shared."""
+        if self.files is not None:
+            config = json.loads((self.folder / "config.json").read_bytes())
+            return module_component(self.cls, self.files, context, config=config, dtype=dtype)
+        variant = _variant(self.folder, dtype)
+        return module_component(self.cls, self.folder, context, dtype=dtype, variant=variant)
+
+    def own(self) -> Any:  # noqa: ANN401 - diffusers is not typed
+        """It, for one pipeline alone: a scheduler, a tokenizer, a processor."""
+        return self.cls.from_pretrained(self.folder, local_files_only=True)
+
+
+def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
+    """The pipeline of a folder or a single file, and its row.
+
+    What is wrong with a checkpoint is found before anything is loaded, wherever that can be known. Raises
+    `WeightsError`.
     """
-    import diffusers
-    import torch
-
+    folder = path if path.is_dir() else configs_of(path, context)
     index = _read_index(folder)
     row = _row_of(index, folder)
-    pipeline = getattr(diffusers, row.pipeline, None)
-    if pipeline is None:
-        raise WeightsError(
-            f"diffusers {diffusers.__version__} has no {row.pipeline}, which {folder} needs",
-            "Upgrade it: pip install --upgrade diffusers",
-        )
-    classes = {name: _class_of(name, *entry, folder) for name, entry in _entries(index).items()}
-    dtype = context.dtype or ("float32" if context.device == "cpu" else row.dtype)
-    shared: dict[str, Component[Any]] = {}
-    own: dict[str, Any] = {}
-    for name, cls in classes.items():
-        if issubclass(cls, torch.nn.Module):
-            variant = _variant(folder / name, dtype)
-            shared[name] = module_component(cls, folder / name, context, dtype=dtype, variant=variant)
-        else:
-            own[name] = cls
-    absent = {name for name, entry in index.items() if entry == [None, None]}
-    settings = {name: value for name, value in index.items() if isinstance(value, (bool, int, float, str))}
-    parts = {
-        **dict.fromkeys(absent),
-        **{name: cls.from_pretrained(folder / name, local_files_only=True) for name, cls in own.items()},
-        **context.share(shared),
-        **settings,
-    }
-    expected = set(pipeline.__init__.__annotations__) | set(_parameters(pipeline))
-    lacking = _required(pipeline) - parts.keys()
+    pipeline = _pipeline_of(row, index, folder)
+    parts = _parts(index, folder)
+    if row.prior and not any(name.startswith("prior_") for name in parts):
+        prior = repository(row.prior, context, weights=True)
+        parts |= {f"prior_{name}": part for name, part in _parts(_read_index(prior), prior).items()}
+    if path.is_file():
+        weights = checkpoint_parts(path, folder)
+        parts = {
+            name: _Part(part.cls, part.folder, weights[name]) if name in weights else part
+            for name, part in parts.items()
+            if name in weights or not part.has_weights
+        }
+    parameters = inspect.signature(pipeline).parameters
+    optional = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
+    absent = {name for name, entry in index.items() if entry == [None, None]} | set(pipeline._optional_components)
+    lacking = parameters.keys() - optional - absent - parts.keys()
     if lacking:
         raise WeightsError(
-            f"{folder} has no {', '.join(sorted(lacking))}, which {row.pipeline} needs", "Get the model again"
+            f"{path} has no {', '.join(sorted(lacking))}, which {row.pipeline} needs", "Get the model again"
         )
-    made = pipeline(**{name: part for name, part in parts.items() if name in expected})
+    dtype = context.dtype or ("float32" if context.device == "cpu" else row.dtype)
+    shared = {name: part.component(context, dtype) for name, part in parts.items() if part.has_weights}
+    made = pipeline(
+        **{name: value for name, value in _settings(index).items() if name in parameters},
+        **{name: None for name in absent - parts.keys() if name in parameters},
+        **{name: part.own() for name, part in parts.items() if not part.has_weights and name in parameters},
+        **{name: part for name, part in context.share(shared).items() if name in parameters},
+    )
     made.set_progress_bar_config(disable=True)
     return made, row
 
@@ -78,7 +110,7 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
 
 
 def _row_of(index: Mapping[str, Any], folder: Path) -> Row:
-    name = index.get("_class_name")
+    name = str(index.get("_class_name"))
     if name not in PIPELINES:
         version = index.get("_diffusers_version", "an unknown version")
         raise WeightsError(
@@ -88,58 +120,58 @@ def _row_of(index: Mapping[str, Any], folder: Path) -> Row:
     return PIPELINES[name]
 
 
-def _entries(index: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Components by name, each with its library and class."""
+def _pipeline_of(row: Row, index: Mapping[str, Any], folder: Path) -> Any:  # noqa: ANN401 - diffusers is not typed
+    import diffusers
+
+    pipeline = getattr(diffusers, row.pipeline, None)
+    if pipeline is None:
+        raise WeightsError(
+            f"{folder} needs {row.pipeline}, which diffusers {diffusers.__version__} does not have",
+            f"pip install --upgrade diffusers; {index.get('_diffusers_version', 'a later one')} saved the folder",
+        )
+    return pipeline
+
+
+def _parts(index: Mapping[str, Any], folder: Path) -> dict[str, _Part]:
     return {
-        name: entry
+        name: _Part(_class_of(name, entry[0], entry[1], folder), folder / name)
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
     }
 
 
-def _class_of(name: str, library: str, class_name: str, folder: Path) -> type:
+def _class_of(name: str, library: str, class_name: str, folder: Path) -> Any:  # noqa: ANN401 - diffusers is not typed
     """A class of diffusers or transformers; nothing else is imported, whatever a folder says."""
-    places = (
-        (library,)
-        if library in _LIBRARIES
-        else (f"diffusers.pipelines.{library}", f"diffusers.pipelines.deprecated.{library}")
-    )
-    cls = None
-    for place in places if library.isidentifier() else ():
+    of_pipelines = (f"diffusers.pipelines.{library}", f"diffusers.pipelines.deprecated.{library}")
+    found = None
+    for place in (library,) if library in _LIBRARIES else of_pipelines if library.isidentifier() else ():
         try:
-            cls = getattr(importlib.import_module(place), _RENAMED.get(class_name, class_name))
+            found = getattr(importlib.import_module(place), _RENAMED.get(class_name, class_name))
             break
         except (ImportError, AttributeError):
             continue
-    if not isinstance(cls, type):
+    if found is None:
         raise WeightsError(
             f"{folder} needs {class_name} of {library} as its {name}, which is not there",
-            f"Upgrade it: pip install --upgrade {library if library in _LIBRARIES else 'diffusers'}",
+            f"pip install --upgrade {library if library in _LIBRARIES else 'diffusers'}",
         )
     if not (folder / name).is_dir():
         raise WeightsError(
             f"{folder} has no folder {name}, which its model_index.json names", "Get the model again"
         )
-    return cls
+    return found
+
+
+def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in index.items()
+        if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+    }
 
 
 def _variant(folder: Path, dtype: str) -> str | None:
     """Weights saved in half precision, where there are some and they are wanted."""
     halves = any(folder.glob("*.fp16*.safetensors*"))
-    plain = any(path for path in folder.glob("*.safetensors") if ".fp16" not in path.name)
+    plain = any(".fp16" not in path.name for path in folder.glob("*.safetensors"))
     return "fp16" if halves and (dtype == "float16" or not plain) else None
-
-
-def _parameters(pipeline: type) -> Mapping[str, Any]:
-    import inspect
-
-    return inspect.signature(pipeline.__init__).parameters
-
-
-def _required(pipeline: Any) -> set[str]:  # noqa: ANN401 - diffusers is not typed
-    optional = set(getattr(pipeline, "_optional_components", ()))
-    return {
-        name
-        for name, parameter in _parameters(pipeline).items()
-        if name != "self" and parameter.default is parameter.empty and name not in optional
-    }

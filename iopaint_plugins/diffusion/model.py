@@ -9,7 +9,6 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from iopaint_core import InpaintModel, InputError, report_progress
-
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iopaint_core import InpaintRequest
-
     from iopaint_plugins.diffusion.pipelines import Row
 
 
@@ -48,16 +46,17 @@ class DiffusionModel(InpaintModel):
         if row.samplers:
             pipeline.scheduler = scheduler_for(request.sd_sampler, self._config)
         seed = random.SystemRandom().randrange(2**31) if request.sd_seed == -1 else request.sd_seed
+        height, width = mask.shape
+        size = {"height": height, "width": width, "max_area": height * width}
         arguments = {
             **row.fixed,
+            **{name: size[name] for name in row.size},
             **self._taken(request),
             "image": PIL.Image.fromarray(image),
             "generator": torch.Generator("cpu").manual_seed(seed),
         }
         if row.mask:
             arguments["mask_image"] = PIL.Image.fromarray(mask)
-        if row.sized:
-            arguments["height"], arguments["width"] = mask.shape
         painted: PIL.Image.Image = pipeline(**arguments, **self._reporting(request.sd_steps)).images[0]
         return np.asarray(painted.convert("RGB"))
 

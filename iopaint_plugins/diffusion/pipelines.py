@@ -36,8 +36,8 @@ class Row:
     """Of the weights on an accelerator."""
     mask: bool = True
     """Whether it is told the mask; if not, only the composite keeps to it."""
-    sized: bool = True
-    """Whether it is told the size."""
+    size: tuple[str, ...] = ("height", "width")
+    """What it is told of the size, in pixels."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """More arguments."""
     prior: str = ""
@@ -58,7 +58,8 @@ _KONTEXT = Row(
     16,
     _FLUX_TAKES,
     dtype="bfloat16",
-    fixed={"_auto_resize": False, "max_area": 1 << 40},
+    size=("height", "width", "max_area"),
+    fixed={"_auto_resize": False},
 )
 _KLEIN = Row("Flux2KleinInpaintPipeline", ModelType.DIFFUSERS_OTHER, 16, _FLUX_TAKES, dtype="bfloat16")
 _QWEN_TAKES = {**_PROMPT, **_NEGATIVE, **_STEPS, **_TRUE_GUIDANCE, **_STRENGTH}
@@ -86,7 +87,7 @@ _PIX2PIX = Row(
     {**_PROMPT, **_NEGATIVE, **_STEPS, **_GUIDANCE, "p2p_image_guidance_scale": "image_guidance_scale"},
     samplers=True,
     mask=False,
-    sized=False,
+    size=(),
 )
 
 PIPELINES: Mapping[str, Row] = {
