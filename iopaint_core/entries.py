@@ -96,6 +96,14 @@ def raise_if_cancelled() -> None:
         raise LoadCancelledError(f"Loading {chain[-1].key} was cancelled: nobody waits for it", "Ask for it again")
 
 
+def file_state(component: Component[Any]) -> Hashable:
+    """The state of its files; None if it has none, or they can't be looked at."""
+    try:
+        return None if component.stamp is None else component.stamp()
+    except Exception:  # noqa: BLE001 - whatever is wrong with them, a load will say it
+        return None
+
+
 def device_name(device: str) -> str:
     """The name under which a device is accounted: `cuda` is `cuda:0`."""
     return f"{device}:0" if device in {"cuda", "xpu"} else device
@@ -160,6 +168,12 @@ class Entry:
                 )
         if self.error is not None:
             raise self.error
+
+    def with_users(self) -> Iterator[Entry]:
+        """It, and all that is made from it."""
+        yield self
+        for user in self.users:
+            yield from user.with_users()
 
     def forked(self) -> object:
         """A view of its own on the value, for one user."""

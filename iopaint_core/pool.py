@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import os
+import math
 import threading
 import time
 import traceback
@@ -23,9 +23,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from iopaint_core.accounts import EventKind, PoolEvent, PoolStats
-from iopaint_core.entries import Component, Entry, Plan, SharedComponents, device_name, loading, raise_if_cancelled
+from iopaint_core.entries import (
+    Component,
+    Entry,
+    Plan,
+    SharedComponents,
+    device_name,
+    file_state,
+    loading,
+    raise_if_cancelled,
+)
 from iopaint_core.errors import LoadCancelledError, LoadTimeoutError, PoolError, PoolFullError, WeightsError
 from iopaint_core.eviction import GDSF, EvictionPolicy
+from iopaint_core.forking import renew_after_fork
 from iopaint_core.schema import describe, format_bytes
 from iopaint_core.table import FULL_REMEDY, Table
 
@@ -42,7 +52,6 @@ _READERS = 4
 """Components read at once; more make a disk slower, not faster."""
 
 _logger = logging.getLogger(__name__)
-_pools: weakref.WeakSet[ModelPool[Any]] = weakref.WeakSet()
 
 
 class ModelPool(Generic[M]):
@@ -75,9 +84,11 @@ class ModelPool(Generic[M]):
         self._reclaim = reclaim
         self._subscribers: tuple[Callable[[PoolEvent], None], ...] = ()
         self._expiry: threading.Timer | None = None
-        self._inherited: list[Entry] = []
-        self._make_locks()
-        _pools.add(self)
+        self._put_aside: set[Entry] = set()
+        self._lock = threading.Lock()
+        self._readers = threading.BoundedSemaphore(_READERS)
+        self._telling = threading.Lock()
+        renew_after_fork(self, self._lock)
 
     def lease(
         self,
@@ -137,10 +148,10 @@ class ModelPool(Generic[M]):
                 for entry in self._table.entries()
                 if entry.idle and entry.usage.last_used <= latest and name in {None, entry.device}
             ]
-            self._table.retire_all(dropped, EventKind.RELEASED)
+            gone = self._table.retire_all(dropped, EventKind.RELEASED)
         self._settle()
-        self._give_back({entry.device for entry in dropped})
-        return sum(entry.nbytes for entry in dropped)
+        self._give_back({entry.device for entry in gone})
+        return sum(entry.nbytes for entry in gone)
 
     def clear(self) -> None:
         """Drop everything: what is idle now, what is in use once its last lease closes; forget failures."""
@@ -186,7 +197,17 @@ class ModelPool(Generic[M]):
 
     # Acquiring. Only these wait; none of them holds the lock while it does.
 
+    def _await_lock(self) -> None:
+        """Let other threads finish with the lock before this one blocks on it.
+
+        It is held for a few microseconds, and a thread that blocks is woken only when it is its turn to run
+        Python: of 8 threads that lease at once, each waits for most of the others.
+        """
+        while self._lock.locked():
+            time.sleep(0)
+
     def _pin_ready(self, key: Hashable) -> Entry | None:
+        self._await_lock()
         with self._lock:
             self._table.collect()
             entry = self._table.models.get(key)
@@ -200,6 +221,7 @@ class ModelPool(Generic[M]):
     def _pin_loading(self, model: Component[M], patience: float) -> Entry:
         while True:
             begun = []
+            self._await_lock()
             with self._lock:
                 self._table.collect()
                 entry = self._table.models.get(model.key)
@@ -215,7 +237,7 @@ class ModelPool(Generic[M]):
                     self._table.counts.waits += 1
                 self._table.pin(entry)
             self._settle_if_needed()
-            if self._loaded([entry], begun):
+            if self._loaded([entry], begun, patience):
                 return entry
 
     def _share(self, components: Mapping[str, Component[Any]]) -> SharedComponents:
@@ -240,20 +262,22 @@ class ModelPool(Generic[M]):
         self._raise_known_failures(plan)
         while True:
             entries, begun = self._when_room(plan, lambda: self._table.admit(plan))
-            if self._loaded(list(entries.values()), begun):
+            if self._loaded(list(entries.values()), begun, plan.patience):
                 return entries
 
-    def _loaded(self, entries: list[Entry], begun: list[Entry]) -> bool:
+    def _loaded(self, entries: list[Entry], begun: list[Entry], patience: float) -> bool:
         """Wait for pinned entries, of which the caller is to start some.
 
         If one fails, or the wait is cut short, all are unpinned, and what was begun for nobody else is cancelled.
-        False if it is to be asked for again: another caller had begun it and cancelled it, or what it was to be
-        made from was spoiled.
+        False if it is to be asked for again: another caller had begun it and cancelled it, or waited less for
+        room than this one would; or what it was to be made from was spoiled.
         """
-        deadline = time.monotonic() + self._wait_for_load
-        for loader in loading.get()[-1:]:
-            loader.begun, loader.waits_for = [*loader.begun, *begun], entries
+        chain = loading.get()
+        # Only who is outside of all loads gives up: a load goes on for those who ask again.
+        deadline = math.inf if chain else time.monotonic() + self._wait_for_load
         try:
+            for loader in chain[-1:]:
+                self._begin_to_wait(loader, entries, begun)
             for entry in begun:
                 entry.siblings = begun, entries
                 self._start(entry)
@@ -263,7 +287,7 @@ class ModelPool(Generic[M]):
             self._give_up(entries)
             raise
         except Exception as error:  # noqa: BLE001 - raised below, after what is being handled is forgotten
-            failure = _verdict(error, entries, begun)
+            failure = _verdict(error, entries, begun, patience)
         except BaseException:
             self._give_up(entries, begun)
             raise
@@ -279,11 +303,23 @@ class ModelPool(Generic[M]):
         raise_if_cancelled()
         return False
 
+    def _begin_to_wait(self, loader: Entry, entries: list[Entry], begun: list[Entry]) -> None:
+        """Note what a load waits for; raises `PoolError` if that waits for the load itself."""
+        with self._lock:
+            loader.begun, loader.waits_for = [*loader.begun, *begun], entries
+            circle = loader in self._table.awaited(entries)
+        if circle:
+            asked = ", ".join(str(entry.key) for entry in entries if entry.loading)
+            raise PoolError(
+                f"Loading {loader.key} waits for {asked}, whose loading waits for {loader.key}",
+                "Two loaders must not lease each other's models",
+            )
+
     def _await_cancelled(self, begun: list[Entry], deadline: float) -> None:
         """Wait for loads that were cancelled, so that nothing is charged any more when the error is seen."""
         for entry in begun:
             if entry.cancelled:
-                entry.done.wait(max(0.0, deadline - time.monotonic()))
+                entry.done.wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
         self._settle()
 
     def _give_up(self, entries: Iterable[Entry], begun: Sequence[Entry] = ()) -> None:
@@ -344,7 +380,7 @@ class ModelPool(Generic[M]):
         for key, component in plan.components.items():
             stamp, error = self._table.failures.get(key, (None, None))
             if error is not None:
-                if component.stamp is not None and component.stamp() == stamp:
+                if file_state(component) == stamp:
                     raise WeightsError(error.message, error.remedy)
                 self._table.failures.pop(key, None)
 
@@ -361,16 +397,17 @@ class ModelPool(Generic[M]):
                 return
             entry.started = True
         loading.set((*loading.get(), entry))
-        done = entry.done
         try:
-            self._load_and_charge(entry)
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the load raises it
-            _clear_frames(error)
-            stamp = None if entry.component.stamp is None else entry.component.stamp()
-            with self._lock:
-                self._table.fail(entry, error, stamp)
-        self._settle()
-        done.set()
+            try:
+                self._load_and_charge(entry)
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the load raises it
+                _clear_frames(error)
+                state = file_state(entry.component)
+                with self._lock:
+                    self._table.fail(entry, error, state)
+            self._settle()
+        finally:
+            entry.done.set()
 
     def _load_and_charge(self, entry: Entry) -> None:
         started = time.monotonic()
@@ -389,7 +426,7 @@ class ModelPool(Generic[M]):
     def _load_or_relieve(self, entry: Entry) -> object:
         """Load; out of memory, drop what is idle on the device and try once more."""
         for part in entry.parts:
-            part.wait(time.monotonic() + self._wait_for_load)
+            part.wait(math.inf)
         if not all(self._checked(part, entry) for part in entry.parts):
             raise _SpoiledPartError
         values = [part.forked() for part in entry.parts]
@@ -426,6 +463,7 @@ class ModelPool(Generic[M]):
             if self._table.shortage(plan, {entry.device: nbytes - entry.nbytes}):
                 return None
             self._table.ledgers[entry.device].reserved += nbytes - entry.nbytes
+            self._table.changed = True
             entry.nbytes = nbytes
             return True
 
@@ -479,16 +517,20 @@ class ModelPool(Generic[M]):
     # After the lock
 
     def _settle_if_needed(self) -> None:
-        if self._table.doomed or self._table.events or self._table.changed or self._idle_ttl is not None:
+        table = self._table
+        if table.lost or table.freed or table.doomed or table.events or table.changed or self._idle_ttl is not None:
             self._settle()
 
     def _settle(self) -> None:
         """Let go of what was dropped, wake who waits, tell subscribers."""
-        while self._table.doomed:
+        while self._table.lost or self._table.freed or self._table.doomed:
+            if self._table.lost or self._table.freed:
+                with self._lock:
+                    self._table.collect()
             try:
                 entry = self._table.doomed.popleft()
             except IndexError:  # another thread was quicker
-                break
+                continue
             self._let_go(entry)
         if self._table.changed:
             self._table.changed = False
@@ -509,7 +551,7 @@ class ModelPool(Generic[M]):
         entry.value = None
         if entry.watch is None:
             self._table.freed.append(entry)
-            self._wake()
+        self._wake()  # also if somebody else holds it: its bytes are waited for no longer
 
     def _give_back(self, devices: Iterable[str]) -> None:
         if self._reclaim is not None:
@@ -520,7 +562,7 @@ class ModelPool(Generic[M]):
         if entry.component.close is not None:
             try:
                 entry.component.close(value)
-            except Exception:
+            except (Exception, SystemExit):
                 _logger.exception("Closing %s failed", entry.key)
 
     def _wake(self) -> None:
@@ -533,15 +575,21 @@ class ModelPool(Generic[M]):
         self._wake()
 
     def _unpin_closed(self, entry: Entry) -> None:
-        with self._lock:
-            self._table.unpin(entry)
+        """Unpin now, or have it done by who holds the lock: that may be this thread, if a finalizer closes."""
+        if self._lock.locked():
+            self._lose(entry)
+            if self._lock.locked():  # who holds it looks, once it has given it back
+                return
+        else:
+            with self._lock:
+                self._table.unpin(entry)
         self._settle_if_needed()
 
     def _deliver(self, event: PoolEvent) -> None:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
-            except Exception:
+            except (Exception, SystemExit):
                 _logger.exception("A subscriber failed on %s", event)
 
     def _schedule_expiry(self) -> None:
@@ -560,19 +608,17 @@ class ModelPool(Generic[M]):
             self._expiry = None
         self.trim(idle=self._idle_ttl or 0.0)
 
-    def _make_locks(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = threading.BoundedSemaphore(_READERS)
-        self._telling = threading.Lock()
-
-    def _after_fork(self) -> None:
+    def _renew(self) -> None:
         """In a forked child: loads in progress have lost their threads, and devices their contexts.
 
         What is held in memory stays, shared with the parent; a copy on a device is put aside and never freed.
         """
-        self._make_locks()
+        self._readers = threading.BoundedSemaphore(_READERS)
+        self._telling = threading.Lock()
         self._expiry = None
-        self._inherited += self._table.after_fork()
+        self._put_aside |= self._table.put_aside()
+        for entry in (*self._table.entries(), *self._table.lingering, *self._put_aside):
+            entry.lock = threading.Lock()
 
 
 class Lease(Generic[M]):
@@ -630,19 +676,27 @@ class _SpoiledPartError(Exception):
     """What a component was to be made from was written into, and is dropped: the load begins anew."""
 
 
-def _verdict(error: BaseException, entries: list[Entry], begun: list[Entry]) -> BaseException | None:
+def _verdict(
+    error: BaseException, entries: list[Entry], begun: list[Entry], patience: float
+) -> BaseException | None:
     """What a plan raises of which a load failed; None if it is to be tried again."""
-    causes = (entry.error for entry in entries if entry.error and not isinstance(entry.error, LoadCancelledError))
-    cause = next(causes, error)
-    by_others = any(entry.cancelled or entry not in begun for entry in entries if entry.error)
-    if isinstance(cause, _SpoiledPartError) or (isinstance(cause, LoadCancelledError) and by_others):
-        return None
-    return cause
+    failed = [entry for entry in entries if entry.error]
+    cause = next((e.error for e in failed if e.error and not isinstance(e.error, LoadCancelledError)), error)
+    cancelled_by_others = any(entry.cancelled or entry not in begun for entry in failed)
+    given_up_by_others = any(entry.patience < patience for entry in failed if entry not in begun)
+    again = (
+        isinstance(cause, _SpoiledPartError)
+        or (isinstance(cause, LoadCancelledError) and cancelled_by_others)
+        or (isinstance(cause, PoolFullError) and given_up_by_others)
+    )
+    return None if again else cause
 
 
 def _clear_frames(error: BaseException | None) -> None:
     """Let go of what the frames of a failed load hold: who keeps the error keeps no weights."""
-    while error is not None:
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
@@ -651,12 +705,3 @@ def _expire(pool: weakref.ref[ModelPool[Any]]) -> None:
     alive = pool()
     if alive is not None:
         alive._expire()
-
-
-def _after_fork_in_child() -> None:
-    for pool in _pools:
-        pool._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -39,10 +39,6 @@ class Table:
         self.clock = clock
         self.told = False
         """Whether anybody wants events."""
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what is under way."""
         self.waiting: tuple[Plan, ...] = ()
         """Plans without room, the first come first."""
         self.changed = False
@@ -53,6 +49,8 @@ class Table:
         """Gone from memory; filled by finalizers, without the lock."""
         self.doomed: deque[Entry] = deque()
         """Dropped, to be let go of without the lock."""
+        self.lingering: set[Entry] = set()
+        """Retired, but in use, or still being loaded."""
         self.unloading: set[Entry] = set()
         """Dropped, but not gone; an entry that nothing holds would not learn that its value is gone."""
         self.events: deque[PoolEvent] = deque()
@@ -100,7 +98,7 @@ class Table:
         if not any(entry.nbytes for entry in plan.held()) and any(other.need.keys() & plan.need for other in ahead):
             return True
         victims = [
-            self.victims(device, nbytes - self.ledgers[device].unloading, held)
+            self.victims(device, nbytes - self.bytes_about_to_go(device), held)
             for device, nbytes in over.items()
             if nbytes > 0
         ]
@@ -113,14 +111,21 @@ class Table:
     def victims(self, device: str, nbytes: int, keep: set[Entry]) -> list[Entry] | None:
         """The idle entries that make room for that many bytes, those of least priority; None if all don't."""
         idle = [entry for entry in self.entries() if entry.idle and entry.device == device and entry not in keep]
-        victims = []
+        victims: list[Entry] = []
+        going: set[Entry] = set()
         for entry in sorted(idle, key=lambda entry: (entry.priority, entry.usage.last_used)):
             if nbytes <= 0:
                 break
-            if entry.nbytes:
+            if entry.nbytes and entry not in going:
                 victims.append(entry)
-                nbytes -= entry.nbytes
+                new = set(entry.with_users()) - going
+                nbytes -= sum(other.nbytes for other in new if other.device == device)
+                going |= new
         return victims if nbytes <= 0 else None
+
+    def bytes_about_to_go(self, device: str) -> int:
+        """Of what is dropped, and not let go of yet; what then does not go is held by somebody else."""
+        return sum(entry.nbytes for entry in self.unloading if entry.device == device and entry.value is not None)
 
     def evict(self, victims: list[Entry]) -> None:
         """Drop idle entries to make room."""
@@ -152,13 +157,15 @@ class Table:
         self.disown_parts(entry)
         self.drop_unused(reversed(entry.begun))  # what is made from others before these
         entry.begun = []
+        self.lingering.discard(entry)
         self.forget(entry)
         self.unpin(entry)
         if entry.home is self.models:
             self.counts.failed_loads += 1
         else:
             self.counts.failed_component_loads += 1
-        if stamp is not None and isinstance(error, WeightsError):
+        # What the system could not do, as for want of file handles, it may do the next time.
+        if stamp is not None and isinstance(error, WeightsError) and not isinstance(error.__cause__, OSError):
             while len(self.failures) >= _FAILURES_KEPT:
                 del self.failures[next(iter(self.failures))]
             self.failures[entry.key] = (stamp, WeightsError(error.message, error.remedy))
@@ -228,23 +235,26 @@ class Table:
                 released.update(awaited)
                 doubtful += awaited
 
-    def retire_all(self, entries: Iterable[Entry], kind: EventKind) -> None:
-        """Retire each of them."""
-        for entry in entries:
-            self.retire(entry, kind)
+    def retire_all(self, entries: Iterable[Entry], kind: EventKind) -> list[Entry]:
+        """Retire each of them; returns all that goes."""
+        return [gone for entry in entries for gone in self.retire(entry, kind)]
 
-    def retire(self, entry: Entry, kind: EventKind) -> None:
-        """Take an entry, and what is made from it, out of the table; it goes when nobody uses it any more."""
+    def retire(self, entry: Entry, kind: EventKind) -> list[Entry]:
+        """Take an entry, and what is made from it, out of the table; it goes when nobody uses it any more.
+
+        Returns what that was.
+        """
         if entry.retired:
-            return
+            return []
         entry.retired = True
         self.forget(entry)
         self.tell(kind, entry)
-        if entry.home is self.models and entry.ready:
-            self.counts.releases += 1
-        self.retire_all(tuple(entry.users), kind)
+        retired = [entry, *self.retire_all(tuple(entry.users), kind)]
         if entry.idle:
             self.doom(entry)
+        else:
+            self.lingering.add(entry)
+        return retired
 
     def retire_with_parts(self, entry: Entry) -> None:
         """Retire an idle entry, and those of its parts that nothing else is made from."""
@@ -262,6 +272,9 @@ class Table:
 
     def doom(self, entry: Entry) -> None:
         """Move the bytes of an entry from resident to unloading; `_settle` lets go of its value."""
+        if entry.home is self.models:
+            self.counts.releases += 1
+        self.lingering.discard(entry)
         ledger = self.ledgers[entry.device]
         ledger.resident -= entry.nbytes
         ledger.unloading += entry.nbytes
@@ -294,20 +307,51 @@ class Table:
             self.counts.spoiled += 1
             self.retire(entry, EventKind.SPOILED)
 
-    def after_fork(self) -> list[Entry]:
-        """Forget what a forked child can't use; it is not to be freed there."""
-        self.reset()
-        gone = [entry for entry in self.entries() if not entry.ready or entry.device != "cpu"]
-        for entry in gone:
+    def awaited(self, entries: Iterable[Entry]) -> set[Entry]:
+        """All that loads wait for, if somebody waits for these."""
+        awaited: set[Entry] = set()
+        more = list(entries)
+        while more:
+            entry = more.pop()
+            if entry.loading and entry not in awaited:
+                awaited.add(entry)
+                more += (*entry.waits_for, *entry.parts)
+        return awaited
+
+    def put_aside(self) -> set[Entry]:
+        """In a forked child, give up what it can't use: loads without their threads, and copies on devices.
+
+        What is returned is not to be freed there.
+        """
+        self.waiting = ()
+        self.events.clear()
+        aside = {
+            user
+            for entry in (*self.entries(), *self.lingering, *self.unloading)
+            if entry.device != "cpu" or not (entry.ready or entry in self.unloading)
+            for user in entry.with_users()
+        }
+        self.lingering -= aside
+        self.unloading -= aside
+        self.doomed = deque(entry for entry in self.doomed if entry not in aside)
+        for entry in aside:
+            entry.retired = False  # closing its lease is not to free it
             self.forget(entry)
+        for entry in aside:
             for part in entry.parts:
                 part.users.pop(entry, None)
-                if entry.pins:
+                if entry.pins and part not in aside:
                     self.unpin(part)
+            for awaited in entry.waits_for:
+                if awaited not in aside:
+                    self.unpin(awaited)
+            entry.parts, entry.waits_for = [], []
         for device, ledger in self.ledgers.items():
-            ledger.reserved = ledger.unloading = 0
-            ledger.resident = sum(entry.nbytes for entry in self.entries() if entry.device == device)
-        return gone
+            held = [entry for entry in (*self.entries(), *self.lingering) if entry.device == device]
+            ledger.reserved = 0
+            ledger.resident = sum(entry.nbytes for entry in held)
+            ledger.unloading = sum(entry.nbytes for entry in self.unloading if entry.device == device)
+        return aside
 
     def forget(self, entry: Entry) -> None:
         """Take an entry out of its table, unless another has come in its place."""
@@ -321,10 +365,11 @@ class Table:
         while self.freed:
             entry = self.freed.popleft()
             entry.watch = None
-            self.unloading.discard(entry)
-            self.ledgers[entry.device].unloading -= entry.nbytes
-            self.changed = True
-            self.tell(EventKind.FREED, entry)
+            if entry in self.unloading:
+                self.unloading.remove(entry)
+                self.ledgers[entry.device].unloading -= entry.nbytes
+                self.changed = True
+                self.tell(EventKind.FREED, entry)
 
     def entries(self) -> Iterator[Entry]:
         """All models and components held, or being loaded."""

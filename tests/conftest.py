@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from iopaint_core import InpaintModel, ModelInfo, ModelManager, ModelType, Plugi
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 
 ROOT = Path(__file__).resolve().parent.parent
 

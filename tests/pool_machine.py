@@ -67,7 +67,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.in_progress = 0
         self.quiet = threading.Condition()
         self.pool.subscribe(self.note)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def note(self, event):
         self.events.append(event)

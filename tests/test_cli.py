@@ -178,7 +178,6 @@ class TestRun:
         plugin = (ROOT / "examples" / "iopaint-blur" / "iopaint_blur.py").read_text()
         forward = """\
         import signal, threading
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
         print("at work")
         threading.Event().wait(60)
 """

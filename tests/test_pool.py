@@ -1,6 +1,7 @@
 import gc
 import multiprocessing
 import signal
+import sys
 import threading
 import weakref
 
@@ -125,6 +126,37 @@ def test_a_loader_may_lease_other_models():
     assert set(pool.stats().leases) == {"a", "b"}
 
 
+def test_loaders_that_lease_each_others_models_are_told_instead_of_hanging():
+    pool = ModelPool()
+    both = threading.Barrier(2)
+
+    def load(other):
+        def load(share):
+            both.wait(WATCHDOG)
+            return pool.lease(other, Fake).model
+
+        return load
+
+    results = together(2, lambda i: pool.lease("ab"[i], load("ba"[i])))
+    assert all(isinstance(result, PoolError) for result in results)
+    assert "whose loading waits for" in str(results[0])
+    stats = pool.stats()
+    assert (stats.leases, stats.counts.failed_loads) == ({}, 2)
+
+
+def test_a_load_goes_on_when_its_callers_have_given_up():
+    pool = ModelPool(wait_for_load=0.01)
+    gate = Gate()
+    slow = component("slow", load=lambda: gate.wait() or Weights("slow"))
+    loaded = threading.Event()
+    pool.subscribe(lambda event: event.kind is EventKind.LOADED and event.key == "a" and loaded.set())
+    with pytest.raises(LoadTimeoutError, match="It goes on"):
+        pool.lease("a", model(slow))
+    gate.open()
+    assert loaded.wait(WATCHDOG)
+    assert pool.stats().counts.failed_loads == 0
+
+
 # Leases
 
 
@@ -178,6 +210,35 @@ def test_a_lease_that_is_lost_in_the_middle_of_a_critical_section_does_no_harm(q
 
 
 # Components
+
+
+def test_a_lease_may_be_closed_by_the_collector_in_the_middle_of_a_critical_section(no_collector):
+    pool = ModelPool()
+
+    class Session:
+        """Garbage in a cycle, that closes what it leased."""
+
+        def __init__(self):
+            self.lease = pool.lease("a", Fake)
+            self.me = self
+
+        def __del__(self):
+            self.lease.close()
+
+    def use(threshold):
+        Session()
+        gc.set_threshold(gc.get_count()[0] + threshold)
+        gc.enable()
+        pool.stats()
+        gc.disable()
+        gc.collect()
+
+    thresholds = gc.get_threshold()
+    try:
+        in_thread(lambda: [use(threshold) for threshold in range(1, 60)])()
+    finally:
+        gc.set_threshold(*thresholds)
+    assert pool.stats().leases == {"a": 0}
 
 
 def test_models_share_components_by_key_across_loaders():
@@ -343,6 +404,59 @@ def test_who_came_first_gets_room_first_however_little_the_next_one_wants():
     large()
     small()
     assert order.index("LARGE") < order.index("SMALL")
+
+
+def test_who_waits_gets_the_room_that_a_load_leaves_which_takes_less_than_it_said():
+    pool = ModelPool({"cpu": 10}, wait_for_room=WATCHDOG)
+    gate = Gate()
+    smaller = component("a", 8, load=lambda: gate.wait() or Weights("a", 2), measure=lambda weights: weights.nbytes)
+    first = in_thread(lambda: pool.lease("first", model(smaller)))
+    gate.wait_until_reached()
+    second = in_thread(lambda: pool.lease("second", model(component("b", 8))))
+    until(lambda: pool._table.waiting)
+    gate.open()
+    assert (list(first().model), list(second().model)) == (["a"], ["b"])
+
+
+def test_idle_components_make_room_when_what_was_dropped_is_held_by_somebody_else():
+    pool = ModelPool({"cpu": 10}, wait_for_room=0)
+    with pool.lease("held", model(component("a", 4))) as loaded:
+        kept = loaded["a"]
+    pool.lease("idle", model(component("b", 6))).close()
+    pool.release("held")
+    del loaded
+    with pool.lease("new", model(component("c", 6))):
+        assert used(pool) == 10
+    assert kept.closed
+
+
+def test_what_is_made_from_a_victim_counts_for_the_room_that_it_makes():
+    pool = ModelPool({"cpu": 12}, policy=LRU(), wait_for_room=0)
+    pool.lease("first", model(component("a", 4)), measure=lambda parts: 5).close()
+    pool.lease("second", model(component("b", 3))).close()
+    pool.lease("new", model(component("c", 9))).close()
+    assert {part.key for part in pool.stats().components} == {"b", "c"}
+
+
+def test_who_would_wait_longer_for_room_tries_again_when_the_first_gives_up():
+    pool = ModelPool({"cpu": 10})
+    kept = pool.lease("kept", model(component("a", 8)))
+    gate = Gate()
+
+    def load(share):
+        gate.wait()
+        return share({"b": component("b", 8)})
+
+    hasty = in_thread(lambda: pool.lease("new", load, wait_for_room=0))
+    gate.wait_until_reached()
+    patient = in_thread(lambda: pool.lease("new", load, wait_for_room=WATCHDOG))
+    until(lambda: pool.stats().counts.waits == 1)
+    gate.open()
+    with pytest.raises(PoolFullError):
+        hasty()
+    kept.close()
+    with patient() as loaded:
+        assert list(loaded) == ["b"]
 
 
 def test_bytes_stay_charged_until_they_are_gone_from_memory(no_collector):
@@ -529,6 +643,34 @@ def test_a_damaged_file_is_not_read_again_until_it_changes():
     assert len(reads) == 3
 
 
+@pytest.mark.parametrize("state", [lambda: 1, lambda: 1 / 0], ids=["same files", "files that can't be looked at"])
+def test_what_the_system_could_not_do_is_tried_again(state):
+    pool = ModelPool({"cpu": 1})
+    attempts = []
+
+    def load():
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise WeightsError("a can't be read", "Try again") from OSError("too many open files")
+        return Weights("a")
+
+    read = component("a", load=load, stamp=state)
+    with pytest.raises(WeightsError):
+        pool.lease("m", model(read))
+    with pool.lease("m", model(read)) as loaded:
+        assert list(loaded) == ["a"]
+
+
+def test_an_error_that_causes_itself_is_raised():
+    def load(share):
+        one, other = ValueError("one"), KeyError("other")
+        one.__cause__, other.__cause__ = other, one
+        raise one
+
+    with pytest.raises(ValueError, match="one"):
+        in_thread(lambda: ModelPool().lease("a", load))()
+
+
 def test_a_loader_that_never_returns_costs_its_callers_a_deadline_and_others_nothing():
     pool = ModelPool(wait_for_load=0.05)
     gate = Gate()
@@ -549,7 +691,6 @@ def test_a_loader_that_never_returns_costs_its_callers_a_deadline_and_others_not
 
 
 def test_ctrl_c_gives_up_a_load_that_nobody_else_wants():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = ModelPool()
     ended = threading.Event()
     pool.subscribe(lambda event: event.key == "unet" and event.kind is EventKind.FAILED and ended.set())
@@ -567,7 +708,6 @@ def test_ctrl_c_gives_up_a_load_that_nobody_else_wants():
 
 
 def test_ctrl_c_does_not_take_a_load_from_those_who_wait_for_it_too():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = ModelPool()
 
     def load():
@@ -652,6 +792,28 @@ def test_trim_drops_what_is_idle_on_a_device_or_for_a_time():
     assert pool.trim() == 5
 
 
+def test_trim_of_a_device_drops_the_copies_made_from_what_is_there_too():
+    reclaimed = []
+    pool = ModelPool(reclaim=reclaimed.append)
+    host = component("a", 5)
+    copy = component("copy", 7, load=lambda host: Weights("copy", 7), device="gpu", parts=(host,))
+    pool.lease("m", model(copy)).close()
+    assert pool.trim("cpu") == 12
+    assert sorted(reclaimed) == ["cpu", "gpu"]
+
+
+def test_what_is_cleared_while_it_loads_is_released_once():
+    pool = ModelPool()
+    gate = Gate()
+    lease = in_thread(lambda: pool.lease("a", lambda share: gate.wait() or Fake()))
+    gate.wait_until_reached()
+    pool.clear()
+    gate.open()
+    assert pool.stats().counts.releases == 0
+    lease().close()
+    assert pool.stats().counts.releases == 1
+
+
 def test_clear_drops_what_is_in_use_when_its_last_lease_closes():
     pool = ModelPool()
     lease = pool.lease("a", model(component("a", 3)))
@@ -714,6 +876,13 @@ def test_a_host_is_told_what_happens_in_order():
     stop()
     pool.clear()
     assert events[-1] == ("loaded", "b")
+
+
+def test_a_subscriber_that_exits_costs_nobody_a_load(caplog):
+    pool = ModelPool()
+    pool.subscribe(lambda event: sys.exit(1))
+    assert isinstance(in_thread(lambda: pool.lease("a", Fake))().model, Fake)
+    assert "A subscriber failed" in caplog.text
 
 
 def test_a_subscriber_that_fails_or_uses_the_pool_does_no_harm(caplog):
@@ -833,30 +1002,88 @@ def test_after_the_last_lease_and_a_trim_nothing_is_left(no_collector):
         assert used(pool) == 0
 
 
-@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-def test_a_forked_child_keeps_what_is_loaded_and_can_load_more():
-    pool = ModelPool()
-    gate = Gate()
-    pool.lease("loaded", model(component("a", 3))).close()
-    pool.lease("copy", model(component("b", 4, device="fake:0"))).close()
-
-    def load(share):
-        gate.wait()
-        return Fake()
-
-    loading = in_thread(lambda: pool.lease("slow", load))
-    gate.wait_until_reached()
-
-    def child():
-        assert pool.lease("loaded", Fake).model["a"].key == "a"
-        stats = pool.stats()
-        assert stats.devices["fake:0"].used == 0, "a device's context does not survive a fork"
-        assert "slow" not in stats.leases, "its thread did not come along"
-        assert isinstance(pool.lease("slow", Fake).model, Fake)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+def in_child(check):
+    """Whether `check` raises nothing in a forked child."""
+    process = multiprocessing.get_context("fork").Process(target=check)
     process.start()
     process.join(WATCHDOG)
-    gate.open()
-    loading()
-    assert process.exitcode == 0
+    hangs = process.is_alive()
+    process.kill()
+    assert not hangs
+    return process.exitcode == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+class TestForkedChild:
+    def test_keeps_what_is_loaded_and_can_load_more(self):
+        pool = ModelPool()
+        gate = Gate()
+        pool.lease("loaded", model(component("a", 3))).close()
+        pool.lease("copy", model(component("b", 4, device="fake:0"))).close()
+        loading = in_thread(lambda: pool.lease("slow", lambda share: gate.wait() or Fake()))
+        gate.wait_until_reached()
+
+        def child():
+            assert pool.lease("loaded", Fake).model["a"].key == "a"
+            stats = pool.stats()
+            assert stats.devices["fake:0"].used == 0, "a device's context does not survive a fork"
+            assert "copy" not in stats.leases
+            assert "slow" not in stats.leases, "its thread did not come along"
+            assert isinstance(pool.lease("slow", Fake).model, Fake)
+
+        assert in_child(child)
+        gate.open()
+        loading()
+
+    def test_unpins_the_host_copies_of_what_was_on_a_device_once(self):
+        pool = ModelPool({"cpu": 5}, wait_for_room=0)
+        host = component("a", 5)
+        copy = component("copy", 5, load=lambda host: Weights("copy"), device="gpu", parts=(host,))
+        on_device = pool.lease("on device", model(copy))
+        on_host = pool.lease("on host", model(host))
+
+        def child():
+            on_device.close()
+            assert [part.pins for part in pool.stats().components] == [1]
+            with pytest.raises(PoolFullError):
+                pool.lease("new", model(component("b", 5)))
+            on_host.close()
+            pool.lease("new", model(component("b", 5)))
+            assert used(pool) == 5
+
+        assert in_child(child)
+        assert on_device.model["copy"].key == "copy"
+
+    def test_gives_up_what_a_load_in_progress_had_pinned(self):
+        pool = ModelPool()
+        gate = Gate()
+        parts = component("a", 3), component("slow", 4, load=lambda: gate.wait() or Weights("slow"))
+        loading = in_thread(lambda: pool.lease("m", model(*parts)))
+        gate.wait_until_reached()
+        until(lambda: any(part.loaded for part in pool.stats().components))
+
+        def child():
+            pool.trim()
+            assert used(pool) == 0
+
+        assert in_child(child)
+        gate.open()
+        loading()
+
+    def test_accounts_for_what_was_dropped_while_in_use(self):
+        pool = ModelPool()
+        lease = pool.lease("m", model(component("a", 3)))
+        pool.clear()
+
+        def child():
+            assert used(pool) == 3
+            lease.close()
+            assert used(pool) == 0
+
+        assert in_child(child)
+
+    def test_can_call_a_model_that_another_thread_was_calling(self):
+        pool = ModelPool()
+        lease = pool.lease("m", Fake)
+        with lease.locks[0]:
+            assert in_child(lambda: lease.locks[0].acquire(timeout=1) or sys.exit(1))
