@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from iopaint_core.manager import ModelManager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Model, Progress
@@ -21,38 +22,45 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LOADS = 1000
+"""Threads that may wait for loads; each takes memory only once it is needed."""
+
 
 class AsyncModelManager:
     """Runs the calls of a `ModelManager` in threads of its own, at most `threads` at once.
 
-    Cancelling what awaits a model's work cancels the work at its next step; cancelling what awaits a load gives up
-    the wait, and closes the lease if it comes all the same.
+    Loads have others, since they wait: for room, for one another. Requests for one model queue without a thread.
+    Cancelling what awaits a model's work cancels the work at its
+    next step; cancelling what awaits a load gives up the wait, and closes the lease if it comes all the same.
     """
 
     def __init__(self, manager: ModelManager | None = None, *, threads: int = 32) -> None:
         self.manager = ModelManager() if manager is None else manager
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="iopaint")
+        self._calls = ThreadPoolExecutor(threads, thread_name_prefix="iopaint call")
+        self._loads = ThreadPoolExecutor(_LOADS, thread_name_prefix="iopaint load")
+        self._queues: weakref.WeakValueDictionary[Hashable, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def load(self, name: str) -> Lease[Model]:
         """See `ModelManager.load`."""
-        work = self._submit(partial(self.manager.load, name))
+        work = self._loads.submit(contextvars.copy_context().run, self.manager.load, name)
         try:
-            return await asyncio.shield(work)
+            return await asyncio.shield(asyncio.wrap_future(work))
         except asyncio.CancelledError:
-            work.add_done_callback(_close_lease)
+            if not work.cancel():
+                work.add_done_callback(_close_lease)
             raise
 
     async def preload(self, *names: str) -> None:
         """See `ModelManager.preload`."""
-        await self._submit(partial(self.manager.preload, *names))
+        await self._submit(self.manager.preload, *names)
 
     async def unload(self, name: str) -> bool:
         """See `ModelManager.unload`."""
-        return await self._submit(partial(self.manager.unload, name))
+        return await self._submit(self.manager.unload, name)
 
     async def switch(self, name: str) -> None:
         """See `ModelManager.switch`."""
-        await self._submit(partial(self.manager.switch, name))
+        await self._submit(self.manager.switch, name)
 
     async def inpaint(
         self,
@@ -64,25 +72,26 @@ class AsyncModelManager:
         progress: Progress | None = None,
     ) -> Image:
         """See `ModelManager.inpaint`; `progress` is called in the thread that works."""
-        return await self._work(partial(self.manager.inpaint, name, image, mask, request), progress)
+        return await self._work(name, partial(self.manager.inpaint, name, image, mask, request), progress)
 
     async def process(
         self, name: str, image: Image, request: ImageRequest | None = None, *, progress: Progress | None = None
     ) -> Image:
         """See `ModelManager.process`."""
-        return await self._work(partial(self.manager.process, name, image, request), progress)
+        return await self._work(name, partial(self.manager.process, name, image, request), progress)
 
     async def segment(
         self, name: str, image: Image, request: MaskRequest | None = None, *, progress: Progress | None = None
     ) -> Mask:
         """See `ModelManager.segment`."""
-        return await self._work(partial(self.manager.segment, name, image, request), progress)
+        return await self._work(name, partial(self.manager.segment, name, image, request), progress)
 
     def close(self) -> None:
         """End the threads once their work is done."""
-        self._threads.shutdown()
+        self._loads.shutdown()
+        self._calls.shutdown()
 
-    async def _work(self, call: Callable[..., Image], progress: Progress | None) -> Image:
+    async def _work(self, name: str, call: Callable[..., Image], progress: Progress | None) -> Image:
         cancelled = threading.Event()
 
         def report(step: int, total: int) -> None:
@@ -91,17 +100,28 @@ class AsyncModelManager:
             if progress is not None:
                 progress(step, total)
 
-        try:
-            return await self._submit(partial(call, progress=report))
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
+        def work(lease: Lease[Model]) -> Image:
+            with lease:
+                return call(progress=report)
 
-    def _submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        queue = self._queues.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
+        async with queue:
+            # Leased before, so that who waits for room, or for a load, takes no thread from a model that is ready.
+            lease = await self.load(name)
+            working = self._calls.submit(contextvars.copy_context().run, work, lease)
+            try:
+                return await asyncio.wrap_future(working)
+            except asyncio.CancelledError:
+                cancelled.set()
+                if working.cancel():
+                    lease.close()
+                raise
+
+    def _submit(self, call: Callable[..., T], *names: str) -> asyncio.Future[T]:
         context = contextvars.copy_context()
-        return asyncio.get_running_loop().run_in_executor(self._threads, context.run, call)
+        return asyncio.get_running_loop().run_in_executor(self._loads, context.run, call, *names)
 
 
-def _close_lease(work: asyncio.Future[Lease[Model]]) -> None:
+def _close_lease(work: Future[Lease[Model]]) -> None:
     if not work.cancelled() and work.exception() is None:
         work.result().close()

@@ -208,7 +208,10 @@ def footprint(modules: Iterable[nn.Module]) -> int:
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory ran out, on the host or on a device."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch may not be imported
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch may not be imported
+        return True
+    signs = ("can't allocate memory", "out of memory")  # of torch's allocators on a CPU, and on MPS
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def reclaim(device: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
 import os
 import threading
-from contextlib import ExitStack
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from iopaint_core.catalog import ScanReport, find_model, scan
 from iopaint_core.components import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.entries import Component
-from iopaint_core.errors import ModelLoadError, ModelNameError, PoolFullError, WeightsError
+from iopaint_core.errors import ModelLoadError, ModelNameError, PoolError, PoolFullError, WeightsError
 from iopaint_core.forecast import Forecast, forecast
+from iopaint_core.forking import renew_after_fork
 from iopaint_core.identity import IdentityIndex
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
 from iopaint_core.plugins import PluginManager
@@ -23,7 +26,7 @@ from iopaint_core.settings import default_context
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 Shape = TypeVar("Shape", bound=Model)
 
 _logger = logging.getLogger(__name__)
+_turns: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("iopaint_turns", default=())
+"""Locks and slots that the calls hold in which this context runs."""
+_made: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
+"""Models that plugins returned, by identity."""
 
 
 class ModelKey(NamedTuple):
@@ -53,8 +60,8 @@ class ModelManager:
 
     Without `plugins`, the installed ones are discovered at the first call that needs them. Calls of one model
     come one after the other; `concurrency` bounds how many models run at once on the device (by default, one
-    on an accelerator and one for each core on a CPU). `weights` gives files, by name, in place of those that models
-    declare; the others come from the `store`.
+    on an accelerator and one for each core on a CPU), not counting those that a running model calls. `weights`
+    gives files, by name, in place of those that models declare; the others come from the `store`.
     """
 
     def __init__(
@@ -78,10 +85,14 @@ class ModelManager:
         self._found: dict[str, ModelInfo] = {}
         cached = self.context.cache != Path()
         self._index = IdentityIndex(self.context.cache / "digests.sqlite" if cached else None)
-        self._switching = threading.Lock()
         self._kept: tuple[ModelKey, Lease[Model]] | None = None
-        slots = concurrency or ((os.cpu_count() or 1) if self.context.device == "cpu" else 1)
-        self._slots = threading.BoundedSemaphore(slots)
+        self._concurrency = concurrency or ((os.cpu_count() or 1) if self.context.device == "cpu" else 1)
+        self._renew()
+        renew_after_fork(self)
+
+    def _renew(self) -> None:
+        self._switching = threading.Lock()
+        self._slots = threading.BoundedSemaphore(self._concurrency)
 
     def scan(self) -> ScanReport:
         """Ask every plugin for its models, and remember the answer for the calls below."""
@@ -158,7 +169,7 @@ class ModelManager:
 
         Raises `ModelNameError`, `ModelLoadError`, of which `MissingWeightsError`.
         """
-        return forecast({info.name: self._components_of(info) for info in map(self.find, names)})
+        return forecast({name: self._components_of(self.find(name)) for name in names})
 
     def inpaint(
         self,
@@ -196,12 +207,8 @@ class ModelManager:
                 "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment",
             )
         lease = self.load(name)
-        with lease as model, ExitStack() as held:
+        with lease as model, self._turn(lease):
             assert isinstance(model, shape), "_load sees to it"
-            # The model's own locks come first, so that who waits for a model takes no slot from another.
-            for lock in lease.locks:
-                held.enter_context(lock)
-            held.enter_context(self._slots)
             try:
                 return call(model)
             except Exception as error:
@@ -210,6 +217,24 @@ class ModelManager:
                 _logger.warning("%s ran out of memory; trying again without what is idle", name)
             self.pool.trim(self.context.device)
             return call(model)
+
+    @contextlib.contextmanager
+    def _turn(self, lease: Lease[Model]) -> Iterator[None]:
+        """Wait until a model may be called; within another's call, that one's slot serves both."""
+        held = _turns.get()
+        with contextlib.ExitStack() as turns:
+            # The model's own locks come first, so that who waits for a model takes no slot from another.
+            for lock in lease.locks:
+                if lock in held:
+                    raise PoolError(
+                        f"{lease.key} was called within a call of itself, or of a model with the same components",
+                        "A model calls other models only",
+                    )
+                turns.enter_context(lock)
+            if self._slots not in held:
+                turns.enter_context(self._slots)
+            turns.callback(_turns.reset, _turns.set((*held, *lease.locks, self._slots)))
+            yield
 
     def _key(self, name: str, weights: Mapping[str, Path] | None = None) -> ModelKey:
         info = self.find(name)
@@ -274,6 +299,12 @@ class ModelManager:
                 f"{shape.__name__} as its task ({info.task.value}) says",
                 f"Report it to the author of {info.distribution}",
             )
+        if _made.get(id(model)) is model:
+            raise ModelLoadError(
+                f"{info.qualified_name} could not be loaded: its plugin returned a model that it returned before",
+                f"Report it to the author of {info.distribution}: each load makes a model, and the pool keeps it",
+            )
+        _made[id(model)] = model
         return model
 
 

@@ -10,11 +10,15 @@ from pools import WATCHDOG, Gate
 
 from iopaint_core import (
     AsyncModelManager,
+    Component,
+    EventKind,
     ImageModel,
     MaskModel,
     ModelLoadError,
     ModelManager,
+    ModelPool,
     Task,
+    hookimpl,
     report_progress,
 )
 
@@ -174,3 +178,48 @@ def test_what_goes_wrong_is_raised_where_it_is_awaited(models):
         run(manager.inpaint("bad", photograph(), MASK))
     with pytest.raises(ModelLoadError, match="the disk is asleep"):
         run(manager.load("bad"))
+
+
+def test_requests_that_wait_for_room_take_no_thread_from_a_model_that_is_ready(plugins):
+    @hookimpl
+    def load(info, context):
+        context.share({"own": Component(info.name, object, 60)})
+        return Red()
+
+    plugins.register(make_plugin("a", "b", "c", iopaint_load_model=load), "p")
+    pool = ModelPool({"cpu": 100}, wait_for_room=WATCHDOG)
+    manager = AsyncModelManager(ModelManager(plugins, pool=pool), threads=2)
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        waiting = asyncio.Event()
+        pool.subscribe(lambda event: event.kind is EventKind.WAITING and loop.call_soon_threadsafe(waiting.set))
+        lease = await manager.load("a")
+        others = [asyncio.create_task(manager.inpaint(name, photograph(), MASK)) for name in "bc"]
+        await waiting.wait()
+        await manager.inpaint("a", photograph(), MASK)
+        await asyncio.to_thread(lease.close)
+        await asyncio.gather(*others)
+
+    run(scenario())
+    manager.close()
+
+
+def test_requests_that_queue_for_one_model_leave_threads_for_others(models):
+    gate = Gate()
+
+    class Slow(Red):
+        def forward(self, image, mask, request):
+            gate.wait()
+            return image
+
+    manager = models(slow=Slow, quick=Red)
+
+    async def scenario():
+        slow = [asyncio.create_task(manager.inpaint("slow", photograph(), MASK)) for _ in range(40)]
+        await asyncio.to_thread(gate.wait_until_reached)
+        await manager.inpaint("quick", photograph(), MASK)
+        gate.open()
+        await asyncio.gather(*slow)
+
+    run(scenario())

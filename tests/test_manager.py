@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Red, make_plugin, photograph
-from pools import together
+from pools import in_thread, together
 
 from iopaint_core import (
     Component,
@@ -17,6 +18,7 @@ from iopaint_core import (
     ModelManager,
     ModelNameError,
     ModelPool,
+    PoolError,
     PoolFullError,
     Task,
     UnknownModelError,
@@ -211,6 +213,47 @@ def test_many_threads_get_what_one_would(manager):
     assert manager.pool.stats().counts.loads == 1
 
 
+def nesting(inner):
+    """A model that calls another."""
+
+    class Outer(Red):
+        def forward(self, image, mask, request):
+            return self.manager.inpaint(inner, image, mask)
+
+    return Outer
+
+
+def nested(plugins, inner):
+    plugins.register(make_plugin("outer", load=nesting(inner)), "outer")
+    plugins.register(make_plugin("inner"), "inner")
+    manager = ModelManager(plugins, concurrency=1)
+    with manager.load("outer") as model:
+        model.manager = manager
+        return in_thread(lambda: manager.inpaint("outer", photograph(), MASK))()
+
+
+def test_a_model_that_calls_another_needs_no_second_slot(plugins):
+    assert (nested(plugins, "inner")[MASK > 0] == (255, 0, 0)).all()
+
+
+def test_a_model_that_calls_itself_is_told_instead_of_hanging(plugins):
+    with pytest.raises(PoolError, match="outer was called within a call of itself"):
+        nested(plugins, "outer")
+
+
+@pytest.mark.parametrize(
+    "between", [lambda manager: None, lambda manager: manager.unload("a")], ids=["held", "dropped"]
+)
+def test_a_plugin_that_returns_one_model_twice_is_refused(plugins, between):
+    model = Red()
+    plugins.register(make_plugin("a", "b", load=lambda: model), "p")
+    manager = ModelManager(plugins)
+    manager.load("a").close()
+    between(manager)
+    with pytest.raises(ModelLoadError, match="returned a model that it returned before"):
+        manager.load("b")
+
+
 def test_on_a_cpu_one_model_runs_for_each_core_by_default(plugins):
     assert ModelManager(plugins)._slots._initial_value == os.cpu_count()
     assert ModelManager(plugins, context=LoadContext(device="cuda"))._slots._initial_value == 1
@@ -319,6 +362,19 @@ class TestForecast:
         manager.preload("a5", "b7")
         assert manager.pool.stats().devices["cpu"].resident == 22
 
+    def test_models_of_one_name_are_told_apart_as_they_were_asked_for(self, plugins):
+        for number in (1, 2):
+
+            @hookimpl
+            def load(info, context):
+                number = 1 + ("p2" in info.qualified_name)
+                context.share({"own": Component(number, object, number)})
+                return Red()
+
+            plugins.register(make_plugin("same", iopaint_load_model=load), f"p{number}")
+        forecast = ModelManager(plugins).forecast("p1:same", "p2:same")
+        assert [(need.model, need.nbytes) for need in forecast.needs] == [("p1:same", 1), ("p2:same", 2)]
+
     def test_a_model_of_one_piece_is_measured_and_dropped(self, plugins):
         loaded = []
 
@@ -352,8 +408,24 @@ class TestForecast:
             ModelManager(plugins).forecast("worse")
 
 
+def more_than_the_host_has():
+    """What torch raises."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55)
+    return caught.value
+
+
 class TestOutOfMemory:
-    @pytest.mark.parametrize("error", [MemoryError("no memory"), type("OutOfMemoryError", (RuntimeError,), {})()])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError("no memory"),
+            type("OutOfMemoryError", (RuntimeError,), {})(),
+            more_than_the_host_has(),
+            RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
+        ],
+        ids=["Python", "CUDA", "CPU", "MPS"],
+    )
     def test_a_call_makes_room_and_tries_once_more(self, plugins, error):
         class Hungry(Red):
             def forward(self, image, mask, request):
