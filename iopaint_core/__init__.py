@@ -60,14 +60,13 @@ if TYPE_CHECKING:
     from iopaint_core.components import (
         ComponentKey,
         file_component,
-        footprint,
-        fork,
         module_component,
         on_device,
     )
     from iopaint_core.entries import Component, SharedComponents, raise_if_cancelled
     from iopaint_core.eviction import GDSF, LRU, EvictionPolicy, Usage
     from iopaint_core.forecast import Forecast, Need
+    from iopaint_core.forks import footprint, fork
     from iopaint_core.identity import IdentityIndex
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
@@ -81,8 +80,8 @@ _MODULES = {
     "IdentityIndex": "identity",
     "TensorFiles": "tensorfiles",
     "file_component": "components",
-    "footprint": "components",
-    "fork": "components",
+    "footprint": "forks",
+    "fork": "forks",
     "module_component": "components",
     "on_device": "components",
     "Component": "entries",

@@ -15,17 +15,18 @@ import re
 import threading
 from collections import defaultdict
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from iopaint_core.errors import WeightsError
+from iopaint_core.forking import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
     from pathlib import Path
 
-    from iopaint_core.tensorfiles import Bytes
+    from iopaint_core.tensorfiles import Bytes, Stamp
 
-    Stamp = tuple[tuple[tuple[int, ...], ...], str]
+    State = tuple[Stamp, str]
 
 _logger = logging.getLogger(__name__)
 _SAMPLE = 4096
@@ -37,7 +38,8 @@ class Weights(Protocol):
     """Something with content that can be told apart: `TensorFiles`, `OpaqueFile`."""
 
     paths: tuple[Path, ...]
-    prefix: str
+    part: str
+    """What of the files, in which layout; empty for all of them as they are."""
 
     def signature(self) -> Hashable:
         """Equal for all that may be equal; quick."""
@@ -45,8 +47,14 @@ class Weights(Protocol):
     def content(self) -> Mapping[str, Bytes]:
         """The bytes, memory-mapped."""
 
-    def stamp(self) -> tuple[tuple[int, ...], ...]:
+    def stamp(self) -> Stamp:
         """Changes when a file is written to or replaced."""
+
+
+class _Seen(NamedTuple):
+    weights: Weights
+    state: State
+    name: str
 
 
 class IdentityIndex:
@@ -58,8 +66,13 @@ class IdentityIndex:
     def __init__(self, path: Path | None = None) -> None:
         self._memory = None if path is None else DigestMemory(path)
         self._names: dict[Hashable, str] = {}
-        self._seen: defaultdict[Hashable, list[Weights]] = defaultdict(list)
+        self._seen: defaultdict[Hashable, list[_Seen]] = defaultdict(list)
+        """What was named, by signature."""
         self._lock = threading.Lock()
+        self._renew()
+        renew_after_fork(self, self._lock)
+
+    def _renew(self) -> None:
         self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
         self._hasher: _Hasher | None = None
 
@@ -68,29 +81,29 @@ class IdentityIndex:
 
         Raises `WeightsError` for files that can't be read.
         """
-        stamp = (weights.stamp(), weights.prefix)
-        known = self._names.get(stamp)
+        state = _state(weights)
+        known = self._names.get(state)
         if known is not None:
             return known
         blob = _blob_name(weights)
-        digest = None if self._memory is None else self._memory.get(stamp)
+        digest = self._digest(state)
         known = self._names.get(blob) or self._names.get(digest)
         if known is None:
             signature = weights.signature()
             with self._lock:
                 lock = self._locks[signature]
             with lock:
-                known = self._names.get(stamp) or self._equal(weights, signature, digest) or digest or blob
+                known = self._names.get(state) or self._equal(weights, signature, digest) or digest or blob
                 if known is None:
-                    known = "file:" + hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
-                self._seen[signature].append(weights)
-                self._remember(known, stamp, blob, digest)
-        self._remember(known, stamp, blob, digest)
+                    known = "file:" + hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+                self._seen[signature].append(_Seen(weights, state, known))
+                self._remember(known, state, blob, digest)
+        self._remember(known, state, blob, digest)
         return known
 
     def digest_later(self, weights: Weights) -> None:
         """Have the digest of weights taken in the background, unless it is known."""
-        if self._memory is None or self._memory.get((weights.stamp(), weights.prefix)) is not None:
+        if self._memory is None or self._digest(_state(weights)) is not None:
             return
         with self._lock:
             if self._hasher is None:
@@ -109,17 +122,31 @@ class IdentityIndex:
             if alias is not None:
                 self._names[alias] = name
 
+    def _digest(self, state: State) -> str | None:
+        return None if self._memory is None else self._memory.get(state)
+
     def _equal(self, weights: Weights, signature: Hashable, digest: str | None) -> str | None:
-        for other in self._seen[signature]:
-            with contextlib.suppress(WeightsError):  # the other one may be gone meanwhile
-                stamp = (other.stamp(), other.prefix)
-                name = self._names.get(stamp)
-                other_digest = None if self._memory is None else self._memory.get(stamp)
-                if name is None or (digest and other_digest):  # changed since; or known to be different
-                    continue
-                if same_content(weights, other):
-                    return name
+        for other in self._seen[signature].copy():
+            if not _unchanged(other):
+                self._seen[signature].remove(other)
+                self._names.pop(other.state, None)
+                continue
+            other_digest = self._digest(other.state)
+            with contextlib.suppress(WeightsError):  # it may go while it is read
+                if digest == other_digest if digest and other_digest else same_content(weights, other.weights):
+                    return other.name
         return None
+
+
+def _state(weights: Weights) -> State:
+    return weights.stamp(), weights.part
+
+
+def _unchanged(seen: _Seen) -> bool:
+    try:
+        return _state(seen.weights) == seen.state
+    except WeightsError:
+        return False
 
 
 def same_content(one: Weights, other: Weights) -> bool:
@@ -149,7 +176,7 @@ def _blob_name(weights: Weights) -> str | None:
     """
     blobs = [path.resolve() for path in weights.paths]
     if all(blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) for blob in blobs):
-        return f"blob:{'+'.join(blob.name for blob in blobs)}:{weights.prefix}"
+        return f"blob:{'+'.join(blob.name for blob in blobs)}:{weights.part}"
     return None
 
 
@@ -159,16 +186,16 @@ class DigestMemory:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def get(self, stamp: Stamp) -> str | None:
-        """The digest that was taken of files in that state; the stamp's text says of what of them, and how."""
-        rows = self._execute("SELECT digest FROM digests WHERE stamp = ?", repr(stamp))
+    def get(self, state: State) -> str | None:
+        """The digest that was taken of files in that state."""
+        rows = self._execute("SELECT digest FROM digests WHERE state = ?", repr(state))
         return str(rows[0][0]) if rows else None
 
-    def put(self, stamp: Stamp, digest: str) -> None:
+    def put(self, state: State, digest: str) -> None:
         """Remember it in place of what those files had before."""
-        files, prefix = stamp
-        place = repr(([file[:2] for file in files], prefix))  # a file that changed replaces what it was
-        self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", place, repr(stamp), digest)
+        files, part = state
+        place = repr(([file[:2] for file in files], part))  # a file that changed replaces what it was
+        self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", place, repr(state), digest)
 
     def _execute(self, statement: str, *values: str) -> list[tuple[str, ...]]:
         import sqlite3
@@ -177,14 +204,15 @@ class DigestMemory:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(self._path, timeout=5)) as connection, connection:
                 connection.execute(
-                    "CREATE TABLE IF NOT EXISTS digests (place TEXT PRIMARY KEY, stamp TEXT, digest TEXT)"
+                    "CREATE TABLE IF NOT EXISTS digests (place TEXT PRIMARY KEY, state TEXT, digest TEXT)"
                 )
                 return connection.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:  # locked, read-only, or no room
             _logger.info("The digests in %s can't be used now: %s", self._path, error)
         except sqlite3.DatabaseError as error:
             _logger.warning("%s is damaged, and begun anew: %s", self._path, error)
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
         except OSError as error:
             _logger.info("The digests in %s can't be used: %s", self._path, error)
         return []
@@ -205,10 +233,10 @@ class _Hasher:
                 weights.set()
                 continue
             try:
-                stamp = (weights.stamp(), weights.prefix)
+                state = _state(weights)
                 found = digest(weights)
-                if weights.stamp() == stamp[0]:
-                    self._memory.put(stamp, found)
+                if _state(weights) == state:
+                    self._memory.put(state, found)
             except WeightsError as error:
                 _logger.info("No digest was taken: %s", error)
             except Exception:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from iopaint_core.catalog import ScanReport, find_model, scan
-from iopaint_core.components import is_out_of_memory, process_defaults, reclaim
-from iopaint_core.entries import Component
+from iopaint_core.entries import Component, device_name
 from iopaint_core.errors import ModelLoadError, ModelNameError, PoolError, PoolFullError, WeightsError
 from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
@@ -23,6 +22,7 @@ from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Mod
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
 from iopaint_core.settings import default_context
+from iopaint_core.torch_process import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class ModelManager:
         info = self.find(name)
         names = {file.filename for file in info.weights}
         given = {file: path for file, path in self._weights.items() if file in names} | dict(weights or {})
-        return ModelKey(info, self.context.device, self.context.dtype, tuple(sorted(given.items())))
+        return ModelKey(info, device_name(self.context.device), self.context.dtype, tuple(sorted(given.items())))
 
     def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:
         if (key.info.weights or key.weights) and self.pool.get_shared_components(key) is None:

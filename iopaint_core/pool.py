@@ -507,8 +507,8 @@ class ModelPool(Generic[M]):
             self._table.spoil(part)
         self._settle()
         _logger.warning(
-            "The shared weights of %s were written into by %s, and are dropped. Its loader should take a private "
-            "copy: share({...: component.private()})",
+            "The shared weights of %s were written into, while in use by %s, and are dropped. A loader whose model "
+            "writes into weights takes a private copy: share({...: component.private()})",
             part.key,
             suspects,
         )

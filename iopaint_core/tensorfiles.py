@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from iopaint_core.errors import WeightsError
+from iopaint_core.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,20 +25,33 @@ if TYPE_CHECKING:
     Bytes = npt.NDArray[np.uint8]
     Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
-_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-_FLOATS = {"F64", "F32", "F16", "BF16"}
-_TORCH_NAMES = {
+Stamp = tuple[tuple[int, ...], ...]
+"""For each file: device, inode, size, and the nanoseconds of its last change and last change of state."""
+
+_FLOATS = {
     "float64": "F64",
     "float32": "F32",
     "float16": "F16",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+}
+_TORCH_NAMES = _FLOATS | {
+    "complex64": "C64",
     "int64": "I64",
     "int32": "I32",
     "int16": "I16",
     "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
     "uint8": "U8",
     "bool": "BOOL",
 }
+_ITEM_BYTES = dict.fromkeys(("F64", "C64", "I64", "U64"), 8)
+_ITEM_BYTES |= dict.fromkeys(("F32", "I32", "U32"), 4)
+_ITEM_BYTES |= dict.fromkeys(("F16", "BF16", "I16", "U16"), 2)
 _STEMS = ("diffusion_pytorch_model", "model")
 """Names under which diffusers and transformers save."""
 
@@ -60,19 +73,29 @@ class TensorSpec(NamedTuple):
 
     def nbytes(self, dtype: str | None = None) -> int:
         """Bytes in memory; with `dtype` (torch's name), once its floating-point values are cast to that."""
-        cast = dtype is not None and self.dtype in _FLOATS
-        return math.prod(self.shape) * _ITEM_BYTES.get(_TORCH_NAMES[dtype] if cast and dtype else self.dtype, 1)
+        cast = _TORCH_NAMES[dtype] if dtype is not None and self.changes_in(dtype) else self.dtype
+        return math.prod(self.shape) * _ITEM_BYTES.get(cast, 1)
+
+    def changes_in(self, dtype: str | None) -> bool:
+        """Whether casting floating-point values to that (torch's name; None: not at all) changes them."""
+        return dtype is not None and self.dtype in _FLOATS.values() and self.dtype != _FLOATS[dtype]
 
 
 class TensorFiles:
     """The weights of one component: all tensors of some files, or those whose names begin with `prefix`.
 
-    `convert` brings them from another layout into the component's own; it renames, reshapes, slices.
+    `convert` brings them from another layout into the component's own; it renames, reshapes, slices. `layout` names
+    what it does: what is told of files in one layout is believed of the same files in a layout of that name.
     """
 
-    def __init__(self, paths: tuple[Path, ...], *, prefix: str = "", convert: Convert | None = None) -> None:
+    def __init__(
+        self, paths: tuple[Path, ...], *, prefix: str = "", convert: Convert | None = None, layout: str = ""
+    ) -> None:
+        if convert is not None and not layout:
+            raise InputError("Weights are converted from a layout without a name", "Pass layout=..., and convert")
         self.paths = paths
         self.prefix = prefix
+        self.part = f"{prefix}|{layout}"
         self._convert = convert
 
     @classmethod
@@ -166,7 +189,7 @@ class TensorFiles:
             for canonical, name in self.canonical().items()
         }
 
-    def stamp(self) -> tuple[tuple[int, ...], ...]:
+    def stamp(self) -> Stamp:
         """Changes when a file is written to or replaced."""
         return tuple(file_stamp(path) for path in self.paths)
 
@@ -184,7 +207,7 @@ class TensorFiles:
 class OpaqueFile:
     """Weights in a file that is equal to another only as a whole: TorchScript, ONNX."""
 
-    prefix = ""
+    part = ""
 
     def __init__(self, path: Path) -> None:
         self.paths: tuple[Path, ...] = (path,)
@@ -201,7 +224,7 @@ class OpaqueFile:
         empty = not self.stamp()[0][2]  # which can't be mapped
         return {"": np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")}
 
-    def stamp(self) -> tuple[tuple[int, ...], ...]:
+    def stamp(self) -> Stamp:
         """Changes when the file is written to or replaced."""
         return (file_stamp(self.paths[0]),)
 
@@ -217,7 +240,7 @@ def without_common_prefix(names: Iterable[str]) -> dict[str, str]:
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
-    """What tells a file apart from all others, and from itself once it is changed."""
+    """What tells a file apart from all others, and from itself once it is changed; see `Stamp`."""
     try:
         state = path.stat()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import struct
 import threading
@@ -10,18 +11,21 @@ import weakref
 import psutil
 import pytest
 import torch
+from accelerate import init_empty_weights
 from conftest import Red, make_plugin
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig, get_peft_model
-from pools import WATCHDOG, Gate, component
+from pools import WATCHDOG, Gate, component, in_thread
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from weights import VAE_FILE, digest, encoded, loader, make_text_encoder, make_vae, read, rewrite, save_model
 
-import iopaint_core.components
+import iopaint_core.forks
+import iopaint_core.modules
 from iopaint_core import (
     IdentityIndex,
+    InputError,
     LoadContext,
     ModelLoadError,
     ModelManager,
@@ -36,6 +40,7 @@ from iopaint_core import (
     module_component,
     on_device,
 )
+from iopaint_core.forks import Canonical
 
 CONTEXT = LoadContext()
 
@@ -125,6 +130,81 @@ class TestLoading:
         assert torch.equal(part.load_alone().weight, linear.weight)
 
 
+class Buffered(torch.nn.Module):
+    """With buffers that are not saved, of which one is made by `torch.empty`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        self.register_buffer("scale", torch.empty(2).fill_(3.0), persistent=False)
+        self.register_buffer("mean", torch.tensor([0.25, 0.5]), persistent=False)
+
+    def forward(self, x):
+        return self.layer((x - self.mean) * self.scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("saved", ["float32", "its own"])
+def test_buffers_that_are_not_saved_are_as_the_class_makes_them(tmp_path, dtype, saved):
+    torch.manual_seed(0)
+    whole = Buffered()
+    wanted = Buffered().to(getattr(torch, dtype))
+    wanted.load_state_dict(whole.to(getattr(torch, dtype)).state_dict())
+    kept = whole if saved == "its own" else whole.float()
+    save_file(kept.state_dict(), tmp_path / "model.safetensors")
+    loaded = module_component(
+        Buffered, tmp_path / "model.safetensors", CONTEXT, config={}, dtype=None if saved == "its own" else dtype
+    ).load_alone()
+    x = torch.ones(2, dtype=getattr(torch, dtype))
+    assert torch.equal(loaded(x), wanted(x))
+
+
+def test_what_is_tied_is_found_under_either_name(tmp_path):
+    config = T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    encoder = T5EncoderModel(config).eval()
+    encoder.save_pretrained(tmp_path)
+    rewrite(
+        tmp_path / "model.safetensors",
+        lambda tensors: tensors.update({"encoder.embed_tokens.weight": tensors.pop("shared.weight")}),
+    )
+    loaded = module_component(T5EncoderModel, tmp_path, CONTEXT).load_alone()
+    assert loaded.shared.weight is loaded.encoder.embed_tokens.weight
+    assert torch.equal(loaded.shared.weight, encoder.shared.weight)
+
+
+@pytest.mark.parametrize(
+    ("weight", "scale"),
+    [
+        (torch.ones(2, 2, dtype=torch.int8), {"SCB": torch.ones(2)}),
+        (torch.ones(2, 2).to(torch.float8_e4m3fn), {"scale_weight": torch.tensor(100.0)}),
+    ],
+    ids=["int8", "scaled float8"],
+)
+def test_quantised_weights_are_refused(tmp_path, weight, scale):
+    save_file({"weight": weight, "bias": torch.zeros(2), **scale}, tmp_path / "model.safetensors")
+    config = {"in_features": 2, "out_features": 2}
+    part = module_component(torch.nn.Linear, tmp_path / "model.safetensors", CONTEXT, config=config)
+    with pytest.raises(WeightsError, match=r"is quantised: weight has 8 bits, and .* its scale"):
+        part.load_alone()
+
+
+def test_float8_without_scales_is_cast_and_measured(tmp_path):
+    save_file(
+        {"weight": torch.eye(2).to(torch.float8_e5m2), "bias": torch.zeros(2)}, tmp_path / "model.safetensors"
+    )
+    config = {"in_features": 2, "out_features": 2}
+    part = module_component(
+        torch.nn.Linear, tmp_path / "model.safetensors", CONTEXT, config=config, dtype="float16"
+    )
+    assert part.nbytes == footprint([part.load_alone()]) == 12
+    assert torch.equal(part.load_alone().weight, torch.eye(2).half())
+
+
+def test_a_dtype_that_is_none_is_refused(model):
+    with pytest.raises(InputError, match="'half' is no dtype"):
+        load_vae(model / "vae", dtype="half")
+
+
 def halve(vae):
     vae.to(torch.float16)
 
@@ -197,6 +277,12 @@ def canonical(pool, name):
     return next(entry.value.module for entry in entries if name in entry.key.kind)
 
 
+def holding(what):
+    module = torch.nn.Linear(2, 2)
+    module.held = what
+    return module
+
+
 class TestForks:
     @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
     def test_what_one_model_does_to_its_own_reaches_no_other(self, model, pool, change):
@@ -236,7 +322,7 @@ class TestForks:
         with pool.lease("good", loader(model)) as parts:
             assert torch.equal(encoded(parts["vae"]), encoded(make_vae()))
             assert digest(canonical(pool, "AutoencoderKL")) == before
-        assert "were written into by bad" in caplog.text
+        assert "were written into, while in use by bad" in caplog.text
         assert pool.stats().counts.spoiled == 1
 
     def test_a_fork_takes_no_memory_for_parameters(self, model):
@@ -260,6 +346,65 @@ class TestForks:
         assert forked.num_batches_tracked == 1
         assert norm.num_batches_tracked == 0
 
+    def test_parameters_that_the_parent_lists_too_are_shared(self):
+        class Listing(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(3, 3)
+                self.listed = [self.layer.weight]
+
+        module = Listing()
+        forked = fork(module)
+        assert forked.layer.weight.data_ptr() == module.layer.weight.data_ptr()
+        assert forked.listed[0] is forked.layer.weight
+
+    def test_old_weight_norm_is_forked_with_its_tensors(self):
+        with pytest.warns(FutureWarning):
+            module = torch.nn.utils.weight_norm(torch.nn.Linear(3, 3))
+        forked = fork(module.eval().requires_grad_(False))
+        assert torch.equal(forked(torch.ones(3)), module(torch.ones(3)))
+
+    def test_a_forward_that_the_module_chose_among_its_own_is_the_forks_own(self):
+        class Choosing(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(2, 2)
+                self.forward = self.fast
+
+            def fast(self, x):
+                return self.layer(x)
+
+        forked = fork(Choosing())
+        forked.layer = torch.nn.Identity()
+        assert torch.equal(forked(torch.ones(2)), torch.ones(2))
+
+    @pytest.mark.parametrize(
+        ("module", "words"),
+        [
+            (lambda: holding(threading.Lock()), "its held can't be copied"),
+            (lambda: torch.nn.LazyLinear(3), "A lazy module"),
+        ],
+        ids=["a lock", "lazy"],
+    )
+    @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+    def test_what_can_not_be_forked_says_why(self, module, words):
+        with pytest.raises(WeightsError, match=words):
+            fork(module())
+
+    def test_a_layer_that_outlives_its_model_keeps_the_bytes_charged(self, model, pool):
+        with pool.lease("a", loader(model)) as parts:
+            decoder = parts["vae"].decoder
+        pool.trim()
+        kept = footprint([make_vae()])
+        assert used(pool) == kept
+        del decoder, parts
+        assert used(pool) == 0
+
+    def test_a_parameter_that_stores_less_than_its_shape_says_is_read_within_its_bounds(self):
+        layer = torch.nn.Linear(2, 2, bias=False)
+        layer.weight = torch.nn.Parameter(torch.ones(1).expand(1 << 14, 1 << 14))
+        assert Canonical(layer).intact()
+
     def test_what_was_hooked_on_the_instance_is_refused(self):
         linear = torch.nn.Linear(3, 3)
         linear.forward = lambda x: x
@@ -280,6 +425,23 @@ class TestForks:
         inputs = torch.randn(1, 4, 8, 8), 10, torch.randn(1, 5, 32)
         with torch.no_grad():
             assert torch.equal(fork(unet)(*inputs).sample, unet(*inputs).sample)
+
+
+@pytest.mark.parametrize("end", ["cut off", "written over"])
+def test_a_file_that_is_rewritten_while_it_is_mapped_is_not_touched_any_more(model, pool, caplog, end):
+    path = model / "vae" / VAE_FILE
+    content = path.read_bytes()
+    part = module_component(AutoencoderKL, model / "vae", CONTEXT)
+    with pool.lease("a", lambda share: share({"vae": part})):
+        with path.open("wb") as file:
+            file.write(content[:100] if end == "cut off" else content)
+        os.utime(path, ns=(0, 0))
+        with pytest.raises(WeightsError, match=r"can't be read as safetensors|was replaced just before"):
+            pool.lease("b", lambda share: share({"vae": part}))
+    assert "was written to while its weights were in use" in caplog.text
+    path.write_bytes(content)
+    with pool.lease("b", loader(model)) as parts:
+        assert torch.equal(encoded(parts["vae"]), encoded(make_vae()))
 
 
 class TestDevices:
@@ -539,6 +701,30 @@ class TestBadFiles:
 
 
 class TestDefaults:
+    def test_what_somebody_else_replaced_before_is_left_to_them(self, plugins):
+        """A host that loads a model of its own in one thread, while a plugin loads one in another."""
+        inside, leave = Gate(), Gate()
+
+        def host():
+            with init_empty_weights():
+                torch.set_default_dtype(torch.float16)
+                inside.open()
+                leave.wait()
+            torch.set_default_dtype(torch.float32)
+
+        def load():
+            leave.open()
+            hosting()
+            return Red()
+
+        before = torch.nn.Module.register_parameter
+        hosting = in_thread(host)
+        inside.wait()
+        plugins.register(make_plugin("a", load=load), "p")
+        ModelManager(plugins).load("a").close()
+        assert torch.nn.Module.register_parameter is before
+        assert torch.get_default_dtype() == torch.float32
+
     """Whatever becomes of a load, torch is for the rest of the process as it was."""
 
     @pytest.fixture(autouse=True)
@@ -578,9 +764,9 @@ class TestDefaults:
                 stop()
             check()
 
-        monkeypatch.setattr(iopaint_core.components, "raise_if_cancelled", counted)
+        monkeypatch.setattr(iopaint_core.modules, "raise_if_cancelled", counted)
         if at == "after":
-            monkeypatch.setattr(iopaint_core.components.Canonical, "nbytes", lambda self: stop())
+            monkeypatch.setattr(iopaint_core.forks.Canonical, "nbytes", lambda self: stop())
         part = module_component(Stops, model / "text_encoder", CONTEXT)
 
         def fail():

@@ -19,7 +19,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 from weights import VAE_FILE, held, hub_cache, make_vae, rewrite, save_model
 
-from iopaint_core import IdentityIndex, LoadContext, ModelPool, TensorFiles, file_component, module_component
+from iopaint_core import (
+    IdentityIndex,
+    InputError,
+    LoadContext,
+    ModelPool,
+    TensorFiles,
+    WeightsError,
+    file_component,
+    module_component,
+)
 from iopaint_core.identity import digest
 
 
@@ -41,6 +50,13 @@ def vae(context):
 
 def copied(model, name="two"):
     return shutil.copytree(model, model.parent / name)
+
+
+class Typed(torch.nn.Module):
+    def __init__(self, model_type="plain", activation=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(2, 2))
+        self.factor = 2 if model_type == "double" else 1
 
 
 class TestHeldOnce:
@@ -96,7 +112,9 @@ class TestHeldOnce:
                 names[name]: tensor[..., 0, 0] if flat(names[name]) else tensor for name, tensor in found.items()
             }
 
-        files = TensorFiles((model / "original.safetensors",), prefix="first_stage_model.", convert=convert)
+        files = TensorFiles(
+            (model / "original.safetensors",), prefix="first_stage_model.", convert=convert, layout="o"
+        )
         config = json.loads((model / "vae" / "config.json").read_text())
         assert held(vae(files, config=config), vae(model / "vae")) == 1
 
@@ -122,6 +140,29 @@ class TestHeldOnce:
         del config["layers_per_block"]  # its default is written out in the other
         path.write_text(json.dumps(config))
         assert held(vae(model / "vae"), vae(two / "vae")) == 1
+
+    def test_when_the_digests_of_both_are_known(self, model, tmp_path):
+        one, two = (TensorFiles.find(each / "vae") for each in (model, copied(model)))
+        before = IdentityIndex(tmp_path / "digests.sqlite")
+        before.digest_later(two)
+        before.wait()
+        index = IdentityIndex(tmp_path / "digests.sqlite")
+        name = index.name(one)
+        index.digest_later(one)
+        index.wait()
+        assert index.name(two) == name
+
+    @pytest.mark.parametrize("dtype", [None, "float32"])
+    def test_when_a_cast_would_change_nothing(self, model, vae, dtype):
+        assert vae(model / "vae").key == vae(model / "vae", dtype=dtype).key
+
+    def test_on_a_device_by_either_of_its_names(self, model):
+        index = IdentityIndex()
+        first, second = (
+            module_component(AutoencoderKL, model / "vae", LoadContext(device=device, index=index)).key
+            for device in ("cuda", "cuda:0")
+        )
+        assert first == second
 
     def test_as_one_file_of_any_kind(self, tmp_path, context):
         for name in ("a.onnx", "b.onnx", "c.onnx"):
@@ -174,6 +215,43 @@ class TestHeldTwice:
         path.write_text(json.dumps({**json.loads(path.read_text()), "norm_num_groups": 4}))
         assert held(vae(model / "vae"), vae(two / "vae")) == 2
 
+    def test_if_they_are_other_parts_of_one_layout(self, tmp_path):
+        save_file({"0.w": torch.zeros(4), "1.w": torch.ones(4)}, tmp_path / "both.safetensors")
+        index = IdentityIndex()
+
+        def part(number):
+            return TensorFiles(
+                (tmp_path / "both.safetensors",),
+                convert=lambda tensors: {"w": tensors[f"{number}.w"]},
+                layout=f"number {number}",
+            )
+
+        assert index.name(part(0)) != index.name(part(1))
+        assert index.name(part(0)) == index.name(part(0))
+        with pytest.raises(InputError, match="a layout without a name"):
+            TensorFiles((tmp_path / "both.safetensors",), convert=dict)
+
+    def test_if_a_class_that_is_not_of_transformers_reads_what_that_writes(self, tmp_path, context):
+        save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+        one, two = (
+            module_component(Typed, tmp_path / "model.safetensors", context, config={"model_type": model_type})
+            for model_type in ("plain", "double")
+        )
+        assert held(one, two) == 2
+        assert (one.load_alone().factor, two.load_alone().factor) == (1, 2)
+
+    def test_if_functions_in_the_config_differ(self, tmp_path, context):
+        save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+
+        def layer(activation):
+            config = {"activation": activation}
+            return module_component(Typed, tmp_path / "model.safetensors", context, config=config)
+
+        assert layer(torch.relu).key == layer(torch.relu).key != layer(torch.sigmoid).key
+        for activation in (np.zeros(3), lambda x: x):
+            with pytest.raises(WeightsError, match="it can't be told whether another one is equal"):
+                layer(activation)
+
     def test_if_the_class_differs(self, model, context):
         class Another(AutoencoderKL):
             pass
@@ -188,8 +266,19 @@ class TestHeldTwice:
         (model / "new" / VAE_FILE).replace(model / "vae" / VAE_FILE)
         after = vae(model / "vae")
         assert after.key != before.key
-        assert not torch.equal(weights.encoded(before.load_alone()), weights.encoded(make_vae()))
+        with pytest.raises(WeightsError, match="was replaced just before it was loaded"):
+            before.load_alone()
         assert torch.equal(weights.encoded(after.load_alone()), weights.encoded(make_vae(seed=1)))
+
+    def test_a_file_with_what_it_held_before_is_loaded_at_the_next_attempt(self, model, vae):
+        before, pool = vae(model / "vae"), ModelPool()
+        path = model / "vae" / VAE_FILE
+        path.with_name("copy").write_bytes(path.read_bytes())
+        path.with_name("copy").replace(path)
+        with pytest.raises(WeightsError, match="was replaced"):
+            pool.lease("a", lambda share: share({"vae": before}))
+        with pool.lease("a", lambda share: share({"vae": vae(model / "vae")})) as parts:
+            assert torch.equal(weights.encoded(parts["vae"]), weights.encoded(make_vae()))
 
     def test_if_a_file_is_written_into_in_place(self, model, vae):
         before = vae(model / "vae").key
@@ -197,6 +286,27 @@ class TestHeldTwice:
             file.seek(-4, os.SEEK_END)
             file.write(b"\0\0\0\0")
         assert vae(model / "vae").key != before
+
+
+def test_a_sound_file_is_named_though_another_was_replaced_since(tmp_path):
+    index = IdentityIndex()
+    path = tmp_path / "one.safetensors"
+    save_file({"a": torch.ones(4)}, path)
+    index.name(TensorFiles((path,)))
+    save_file({"b": torch.ones(9)}, tmp_path / "new")
+    (tmp_path / "new").replace(path)
+    index.name(TensorFiles((path,)))
+    save_file({"a": torch.ones(4)}, tmp_path / "two.safetensors")
+    assert index.name(TensorFiles((tmp_path / "two.safetensors",)))
+
+
+def test_a_file_that_is_rewritten_many_times_is_remembered_once(tmp_path):
+    index = IdentityIndex()
+    for i in range(50):
+        save_file({"a": torch.full((4,), i)}, tmp_path / "new")
+        (tmp_path / "new").replace(tmp_path / "one.safetensors")
+        index.name(TensorFiles((tmp_path / "one.safetensors",)))
+    assert sum(map(len, index._seen.values())) == 1
 
 
 def test_headers_tell_without_reading_that_weights_differ(model, context, tmp_path, monkeypatch):
@@ -277,6 +387,18 @@ class TestMemory:
         index = IdentityIndex(tmp_path / "file" / "digests.sqlite")
         assert index.name(files[0]) == index.name(files[1])
         self.taken(tmp_path / "file" / "digests.sqlite", *files)
+
+    @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+    def test_a_forked_child_takes_digests_too(self, files, path):
+        index = IdentityIndex(path)
+        index.digest_later(files[0])
+        index.wait()
+        child = os.fork()
+        if not child:
+            index.digest_later(files[1])
+            index.wait()
+            os._exit(not IdentityIndex(path).name(files[1]).startswith("sha256:"))
+        assert os.waitpid(child, 0)[1] == 0
 
     def test_many_processes_write_to_it_at_once(self, tmp_path, path):
         for i in range(24):

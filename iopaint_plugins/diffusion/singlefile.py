@@ -72,7 +72,7 @@ def checkpoint_parts(path: Path, configs: Path) -> dict[str, TensorFiles]:
     names = TensorFiles((path,)).specs
 
     def part(prefix: str, convert: Any) -> TensorFiles:  # noqa: ANN401 - diffusers is not typed
-        return TensorFiles((path,), prefix=prefix, convert=convert)
+        return TensorFiles((path,), prefix=prefix, convert=convert, layout=f"original, as {configs}")
 
     parts = {
         "unet": part(_UNET, partial(layouts.convert_ldm_unet_checkpoint, config=_config(configs / "unet"))),
