@@ -57,6 +57,7 @@ from iopaint_core.schema import (
 if TYPE_CHECKING:
     from iopaint_core.accounts import Counts, EventKind, Held, Ledger, PoolEvent, PoolStats
     from iopaint_core.async_manager import AsyncModelManager
+    from iopaint_core.checkpoints import CheckpointType, Family, checkpoint_type
     from iopaint_core.components import (
         ComponentKey,
         file_component,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from iopaint_core.forecast import Forecast, Need
     from iopaint_core.forks import footprint, fork
     from iopaint_core.identity import IdentityIndex
+    from iopaint_core.localmodels import LocalModel, LocalModels, find_local_models, local_models
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
     from iopaint_core.pool import Lease, ModelPool
@@ -76,7 +78,14 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AsyncModelManager": "async_manager",
+    "CheckpointType": "checkpoints",
     "ComponentKey": "components",
+    "Family": "checkpoints",
+    "LocalModel": "localmodels",
+    "LocalModels": "localmodels",
+    "checkpoint_type": "checkpoints",
+    "find_local_models": "localmodels",
+    "local_models": "localmodels",
     "IdentityIndex": "identity",
     "TensorFiles": "tensorfiles",
     "file_component": "components",
@@ -118,6 +127,7 @@ __all__ = [
     "AsyncModelManager",
     "BasePlugin",
     "CV2Flag",
+    "CheckpointType",
     "Click",
     "Component",
     "ComponentKey",
@@ -125,6 +135,7 @@ __all__ = [
     "DownloadError",
     "EventKind",
     "EvictionPolicy",
+    "Family",
     "Forecast",
     "HDStrategy",
     "Held",
@@ -140,6 +151,8 @@ __all__ = [
     "LoadCancelledError",
     "LoadContext",
     "LoadTimeoutError",
+    "LocalModel",
+    "LocalModels",
     "MaskModel",
     "MaskRequest",
     "MissingWeightsError",
@@ -182,11 +195,14 @@ __all__ = [
     "WeightFile",
     "WeightStore",
     "WeightsError",
+    "checkpoint_type",
     "file_component",
+    "find_local_models",
     "find_model",
     "footprint",
     "fork",
     "hookimpl",
+    "local_models",
     "module_component",
     "on_device",
     "raise_if_cancelled",

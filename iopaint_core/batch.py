@@ -19,7 +19,7 @@ from iopaint_core.pictures import (
     read_picture,
     write_picture,
 )
-from iopaint_core.schema import describe
+from iopaint_core.schema import InpaintRequest, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,9 +112,10 @@ def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) ->
         MaskModel: manager.segment,
     }
     call = functools.partial(methods[shape], model, request=request)
+    extends = isinstance(request, InpaintRequest) and request.use_extender and not request.use_croper
     with manager.load(model):
         for job in jobs:
-            yield _attempt(call, job, options)
+            yield _attempt(call, job, options, extends)
 
 
 def _file_job(image: Path, mask: Path | None, output: Path) -> Job:
@@ -156,11 +157,11 @@ def _same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _attempt(call: Callable[..., Image], job: Job, options: Options) -> Outcome:
+def _attempt(call: Callable[..., Image], job: Job, options: Options, extends: bool) -> Outcome:
     if job.output.exists() and not options.overwrite:
         return Outcome(job, Status.SKIPPED)
     try:
-        return Outcome(job, _do(call, job, options))
+        return Outcome(job, _do(call, job, options, extends))
     except IOPaintError as error:
         return Outcome(job, Status.FAILED, error)
     except KeyboardInterrupt:
@@ -173,10 +174,10 @@ def _attempt(call: Callable[..., Image], job: Job, options: Options) -> Outcome:
         return Outcome(job, Status.FAILED, told)
 
 
-def _do(call: Callable[..., Image], job: Job, options: Options) -> Status:
+def _do(call: Callable[..., Image], job: Job, options: Options, extends: bool) -> Status:
     picture = read_picture(job.image, max_pixels=options.max_pixels)
     mask = None if job.masks is None else _mask_for(picture, job, options)
-    empty = mask is not None and not (mask > 127).any()
+    empty = mask is not None and not extends and not (mask > 127).any()
     _make_folder(job.output.parent)
     same_format = FORMATS.get(job.image.suffix.lower()) == FORMATS[job.output.suffix.lower()]
     if empty and same_format and not options.concat:

@@ -341,6 +341,8 @@ def where(plugins_dir: Path | None, model: str) -> None:
     report = _scan(plugins_dir)
     with _usage_errors():
         info, store = find_model(model, report.models), _store()
+        if info.path is not None:
+            click.echo(info.path)
         for file in info.weights:
             path = store.find(info, file)
             click.echo(path or f"{store.place(info, file)} is not there: {file.source}", err=path is None)
@@ -355,6 +357,7 @@ def doctor(plugins_dir: Path | None) -> None:
 
     import importlib_metadata
 
+    from iopaint_core.localmodels import local_models
     from iopaint_core.settings import default_context
 
     def version(name: str) -> str:
@@ -368,6 +371,7 @@ def doctor(plugins_dir: Path | None) -> None:
     extras = ("torch", "torchvision", "diffusers", "transformers", "onnxruntime", "spandrel")
     settings = (
         "IOPAINT_HOME",
+        "IOPAINT_MODEL_DIRS",
         "IOPAINT_OFFLINE",
         "HF_HUB_OFFLINE",
         "IOPAINT_PLUGINS",
@@ -382,9 +386,13 @@ def doctor(plugins_dir: Path | None) -> None:
     _print_table(("what", "found"), rows)
     for problem in report.problems:
         click.echo(f"Problem: {problem}", err=True)
+    unusable = local_models().problems
+    for _, error in unusable:
+        click.echo(f"No model: {error}", err=True)
     if report.problems:
         sys.exit(1)
-    click.echo("Nothing wrong was found.")
+    if not unusable:
+        click.echo("Nothing wrong was found.")
 
 
 def _store(context: LoadContext | None = None, *, trust: bool = False) -> WeightStore:

@@ -23,6 +23,25 @@ class Box(NamedTuple):
     right: int
     bottom: int
 
+    @classmethod
+    def at(cls, left: int, top: int, width: int, height: int) -> Box:
+        """The rectangle of a size, by its top left corner."""
+        return cls(left, top, left + width, top + height)
+
+    def __and__(self, other: Box) -> Box | None:
+        """What lies in both; None if nothing does."""
+        shared = Box(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:]))
+        return shared if shared.left < shared.right and shared.top < shared.bottom else None
+
+    def __or__(self, other: Box) -> Box:
+        """The least rectangle that holds both."""
+        return Box(*map(min, self[:2], other[:2]), *map(max, self[2:], other[2:]))
+
+    def seen_from(self, other: Box) -> Box:
+        """The same rectangle, counted from the top left corner of another."""
+        left, top = other[:2]
+        return Box(self.left - left, self.top - top, self.right - left, self.bottom - top)
+
     @property
     def slices(self) -> tuple[slice, slice]:
         """Index of the rectangle in an array `(H, W, ...)`."""
@@ -48,6 +67,30 @@ def pad(image: Image, *, multiple: int, min_size: int, square: bool) -> Image:
         height = width = max(height, width)
     grown = [(0, height - image.shape[0]), (0, width - image.shape[1])] + [(0, 0)] * (image.ndim - 2)
     return np.pad(image, grown, mode="symmetric")
+
+
+def reframe(image: Image, mask: Mask, box: Box) -> tuple[Image, Mask] | None:
+    """What a rectangle shows: beyond the image, its edge goes on and is masked. None if it shows nothing of it."""
+    import numpy as np
+
+    inside = box & Box.at(0, 0, mask.shape[1], mask.shape[0])
+    if inside is None:
+        return None
+    grown = [(inside.top - box.top, box.bottom - inside.bottom), (inside.left - box.left, box.right - inside.right)]
+    framed = np.pad(image[inside.slices], [*grown, (0, 0)], mode="edge")
+    return framed, np.pad(mask[inside.slices], grown, constant_values=255)
+
+
+def compose(image: Image, framed: Image, box: Box) -> Image:
+    """The image with what a rectangle shows, on black that holds both."""
+    import numpy as np
+
+    place = Box.at(0, 0, image.shape[1], image.shape[0])
+    whole = place | box
+    canvas = np.zeros((whole.bottom - whole.top, whole.right - whole.left, 3), np.uint8)
+    canvas[place.seen_from(whole).slices] = image
+    canvas[box.seen_from(whole).slices] = framed
+    return canvas
 
 
 def crop_boxes(mask: Mask, margin: int) -> list[Box]:

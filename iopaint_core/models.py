@@ -11,6 +11,7 @@ import contextvars
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from iopaint_core import imaging
@@ -56,6 +57,8 @@ class InpaintModel(Model, ABC):
     """`forward` receives squares."""
     mask_blur: bool = False
     """Results fade into the picture over `request.sd_mask_blur` pixels around the mask."""
+    whole: bool = False
+    """`forward` receives whole pictures, made smaller by `request.sd_scale`; `hd_strategy` is not read."""
 
     @abstractmethod
     def forward(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
@@ -75,35 +78,65 @@ class InpaintModel(Model, ABC):
     ) -> Image:
         """Repaint what `mask` covers (above 127) and return a new RGB `uint8` array of the image's shape.
 
-        Pixels outside the mask come back bit for bit, unless the request or `mask_blur` says otherwise.
+        Pixels outside the mask come back bit for bit, unless the request or `mask_blur` says otherwise. With
+        `use_extender` the result is as large as the image and the request's rectangle together.
         Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
         """
         request = InpaintRequest() if request is None else InpaintRequest.validate(request)
         _check_image(image)
         _check_mask(mask, image)
         covered = imaging.binarize(mask)
-        if not covered.any():
-            hint = f"; its largest value is {mask.max()}, and above 127 counts" if mask.any() else ""
-            _logger.warning("The mask is empty, so the picture is returned unchanged%s", hint)
-            return image.copy()
+        if mask.any() and not covered.any():
+            _logger.warning("The mask covers nothing: its largest value is %d, and above 127 counts", mask.max())
         with _reporting_to(progress):
-            result = self._repaint(image, covered, request)
+            if request.use_croper:
+                return self._cropped(image, covered, request)
+            if request.use_extender:
+                return self._extended(image, covered, request)
+            return self._painted(image, covered, request)
+
+    def _extended(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+        box = imaging.Box.at(
+            request.extender_x, request.extender_y, request.extender_width, request.extender_height
+        )
+        framed = imaging.reframe(image, mask, box)
+        if framed is None:
+            raise _outside("extender", box, image)
+        return imaging.compose(image, self._painted(*framed, replace(request, sd_strength=1.0)), box)
+
+    def _cropped(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+        asked = imaging.Box.at(request.croper_x, request.croper_y, request.croper_width, request.croper_height)
+        box = asked & imaging.Box.at(0, 0, mask.shape[1], mask.shape[0])
+        if box is None:
+            raise _outside("croper", asked, image)
+        return imaging.compose(image, self._painted(image[box.slices], mask[box.slices], request), box)
+
+    def _painted(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+        """Repaint all that the mask covers, and nothing else."""
+        if not mask.any():
+            _logger.warning("The mask is empty, so the picture is returned unchanged")
+            return image.copy()
+        result = self._repaint(image, mask, request)
         if not request.sd_keep_unmasked_area:
             return result.copy()
-        return imaging.blend(result, image, covered, request.sd_mask_blur if self.mask_blur else 0)
+        return imaging.blend(result, image, mask, request.sd_mask_blur if self.mask_blur else 0)
 
     def _repaint(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
         longer = max(mask.shape)
-        if request.hd_strategy is HDStrategy.CROP and longer > request.hd_strategy_crop_trigger_size:
+        strategy = HDStrategy.ORIGINAL if self.whole else request.hd_strategy
+        if strategy is HDStrategy.CROP and longer > request.hd_strategy_crop_trigger_size:
             result = image.copy()
             boxes = imaging.crop_boxes(mask, request.hd_strategy_crop_margin)
             for part, box in enumerate(boxes):
                 with _reporting_part(part, len(boxes)):
                     result[box.slices] = self._forward_padded(image[box.slices], mask[box.slices], request)
             return result
+        limit = request.hd_strategy_resize_limit if strategy is HDStrategy.RESIZE else longer
+        if self.whole:
+            limit = max(1, round(longer * request.sd_scale))
         with _reporting_part(0, 1):
-            if request.hd_strategy is HDStrategy.RESIZE and longer > request.hd_strategy_resize_limit:
-                small = imaging.shrink(image, mask, request.hd_strategy_resize_limit)
+            if longer > limit:
+                small = imaging.shrink(image, mask, limit)
                 return imaging.enlarge(self._forward_padded(*small, request), *mask.shape)
             return self._forward_padded(image, mask, request)
 
@@ -224,6 +257,15 @@ def _check_mask(mask: Mask, image: Image) -> None:
     if mask.shape != image.shape[:2]:
         sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (image, mask)]
         raise InputError(f"The image is {sizes[0]} and the mask {sizes[1]}", "Make the mask as large as the image")
+
+
+def _outside(tool: str, box: imaging.Box, image: Image) -> InputError:
+    height, width = image.shape[:2]
+    return InputError(
+        f"The {tool}'s rectangle, {box.left} to {box.right} by {box.top} to {box.bottom}, shows nothing of the "
+        f"image of {width} x {height}",
+        f"Set {tool}_x and {tool}_y so that it does",
+    )
 
 
 def _check_output(model: Model, result: object, shapes: list[tuple[int, ...]]) -> None:

@@ -373,6 +373,22 @@ class InpaintRequest(_Validated):
     """Give the result the colours that the picture has outside the mask."""
     sd_keep_unmasked_area: bool = True
     """Take only what the mask covers from the model; False takes its whole result."""
+    sd_scale: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Models that take whole pictures work on one that is this much smaller; only what they repaint is affected."""
+    use_croper: bool = False
+    """Work on a rectangle of the picture alone, which these four give in pixels; what is cut off by the picture's
+    edges is left out."""
+    croper_x: int = 0
+    croper_y: int = 0
+    croper_width: Annotated[int, Ge(1)] = 512
+    croper_height: Annotated[int, Ge(1)] = 512
+    use_extender: bool = False
+    """Paint beyond the edges: what a rectangle, which these four give in pixels of the picture, has outside of it.
+    The result holds the picture and the rectangle. Implies `sd_strength` 1."""
+    extender_x: int = 0
+    extender_y: int = 0
+    extender_width: Annotated[int, Ge(1), Le(16_384)] = 640
+    extender_height: Annotated[int, Ge(1), Le(16_384)] = 640
     cv2_flag: CV2Flag = CV2Flag.INPAINT_NS
     cv2_radius: Annotated[int, Ge(0)] = 4
     """Pixels of the neighbourhood that the `cv2` model looks at."""

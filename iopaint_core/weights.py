@@ -328,14 +328,14 @@ def _hash(path: Path, algorithm: str) -> str:
     return total.hexdigest()
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     """Where the Hugging Face hub caches, by the environment of now: the library reads it only when imported."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def _in_hub_cache(file: WeightFile) -> Path | None:
-    repository = _hub_cache() / f"models--{file.repo.replace('/', '--')}"
+    repository = hub_cache() / f"models--{file.repo.replace('/', '--')}"
     revision = file.revision
     with contextlib.suppress(OSError):
         revision = (repository / "refs" / file.revision).read_text().strip()
@@ -353,7 +353,7 @@ def _from_hub(file: WeightFile) -> Path:
                 file.repo,
                 file.filename,
                 revision=file.revision,
-                cache_dir=_hub_cache(),
+                cache_dir=hub_cache(),
                 endpoint=os.environ.get("HF_ENDPOINT"),
             )
         )

@@ -48,24 +48,14 @@ def make_plugin(*names, load=Red, task=Task.INPAINT, **functions):
 
 
 @pytest.fixture(autouse=True)
-def _no_lists_from_outside(monkeypatch):
-    for name in ("IOPAINT_PLUGINS", "IOPAINT_DISABLE_PLUGINS", "IOPAINT_OFFLINE", "HF_HUB_OFFLINE", "IOPAINT_HOME"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def empty_machine(tmp_path, monkeypatch):
-    """No other program has weights here."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def _empty_machine(tmp_path_factory, monkeypatch):
+    """Nothing is set, and no other program has models or weights here."""
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in (
-        "XDG_CACHE_HOME",
-        "TORCH_HOME",
-        "U2NET_HOME",
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "HF_ENDPOINT",
-        "HF_TOKEN",
+        *("IOPAINT_PLUGINS", "IOPAINT_DISABLE_PLUGINS", "IOPAINT_OFFLINE", "IOPAINT_HOME", "IOPAINT_MODEL_DIRS"),
+        *("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"),
+        *("XDG_CACHE_HOME", "TORCH_HOME", "U2NET_HOME"),
     ):
         monkeypatch.delenv(name, raising=False)
 

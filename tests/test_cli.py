@@ -38,7 +38,6 @@ def repair(tmp_path, *arguments, image=PHOTO, mask=MASK, output="out.jpg"):
     return command("run", "--image", image, "--mask", mask, "--output", tmp_path / output, *arguments)
 
 
-@pytest.mark.usefixtures("empty_machine")
 class TestList:
     def test_a_table(self):
         done = command("list")
@@ -458,7 +457,6 @@ def iopaint_load_model(info, context):
 """
 
 
-@pytest.mark.usefixtures("empty_machine")
 class TestWeights:
     """Two models, of which one needs a file that the other needs too; what `a.bin` holds is a colour."""
 

@@ -19,7 +19,6 @@ from iopaint_core import (
 )
 
 pytestmark = [
-    pytest.mark.usefixtures("empty_machine"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"),
 ]
 WHOLE = InpaintRequest(hd_strategy=HDStrategy.ORIGINAL)

@@ -34,23 +34,6 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-@pytest.fixture(autouse=True)
-def _empty_machine(tmp_path, monkeypatch):
-    """No other program has files here."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in (
-        "XDG_CACHE_HOME",
-        "TORCH_HOME",
-        "U2NET_HOME",
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "HF_ENDPOINT",
-        "HF_TOKEN",
-    ):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def pauses():
     return []

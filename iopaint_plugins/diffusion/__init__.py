@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iopaint_core import WeightsError, hookimpl
+from iopaint_core import WeightsError, hookimpl, local_models
 
 if TYPE_CHECKING:
     from iopaint_core import InpaintModel, LoadContext, ModelInfo
+
+
+@hookimpl
+def iopaint_available_models() -> list[ModelInfo]:
+    """What lies on this machine, in folders and files of this program, of IOPaint and of the Hugging Face hub."""
+    return [model.info for model in local_models().models]
 
 
 @hookimpl

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 class DiffusionModel(InpaintModel):
     """Runs a pipeline on whole pictures of 512 pixels a side and more."""
 
+    whole = True
     mask_blur = True
     min_size = 512
 
