@@ -51,7 +51,13 @@ def write_cache(folder: Path) -> None:
     (snapshot / "vocab.json").write_text(json.dumps(tokens))
     (snapshot / "merges.txt").write_text("#version: 0.2\n")
     (snapshot / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
-    config = {"model_type": "clip", "text_config": {"model_type": "clip_text_model"}, "projection_dim": 768}
+    text = {
+        "model_type": "clip_text_model",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+    }
+    config = {"model_type": "clip", "text_config": {**text, "projection_dim": 768}, "projection_dim": 768}
     (snapshot / "config.json").write_text(json.dumps(config))
 
 

@@ -266,7 +266,7 @@ def write(path, shapes):
     for name, shape in shapes.items():
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
-    raw = json.dumps(header).encode()
+    raw = json.dumps(header, separators=(",", ":")).encode()  # as the library writes it
     raw += b" " * (-len(raw) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

@@ -211,7 +211,9 @@ class TestBrokenFiles:
 
     def test_a_negative_shape(self, tmp_path):
         path = _with_header(tmp_path, {"a.weight": {"dtype": "F16", "shape": [2, -3], "data_offsets": [0, 4]}})
-        with pytest.raises(WeightsError, match=r"'a\.weight' has a shape with -3"):
+        with pytest.raises(
+            WeightsError, match=r"'a\.weight' .* has a wrong shape: .*\[2, -3\]"
+        ):
             checkpoint_type(path)
 
     @pytest.mark.parametrize(
@@ -222,10 +224,10 @@ class TestBrokenFiles:
             {"dtype": "F16", "shape": [1]},
             {"dtype": "F16", "shape": [1], "data_offsets": [0]},
             {"dtype": "F16", "shape": [1], "data_offsets": [0, "2"]},
-            {"dtype": "F16", "shape": [True], "data_offsets": [0, 2]},
             {"dtype": "F16", "shape": "1", "data_offsets": [0, 2]},
-            {"dtype": 16, "shape": [1], "data_offsets": [0, 2]},
-            {"dtype": "F16", "shape": [1], "data_offsets": [2, 0]},
+            {"dtype": "F16", "shape": [[1]], "data_offsets": [0, 2]},
+            {"dtype": "F16", "shape": [1], "data_offsets": [0, 1, 2]},
+            {"dtype": "F16", "shape": [1], "data_offsets": [0, 20]},
             {"dtype": "F16", "shape": [1], "data_offsets": [-2, 0]},
         ],
     )
