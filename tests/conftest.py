@@ -48,9 +48,9 @@ def make_plugin(*names, load=Red, task=Task.INPAINT, **functions):
 
 
 @pytest.fixture(autouse=True)
-def _empty_machine(tmp_path_factory, monkeypatch):
+def _empty_machine(tmp_path, monkeypatch):
     """Nothing is set, and no other program has models or weights here."""
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in (
         *("IOPAINT_PLUGINS", "IOPAINT_DISABLE_PLUGINS", "IOPAINT_OFFLINE", "IOPAINT_HOME", "IOPAINT_MODEL_DIRS"),
