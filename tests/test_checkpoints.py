@@ -211,9 +211,7 @@ class TestBrokenFiles:
 
     def test_a_negative_shape(self, tmp_path):
         path = _with_header(tmp_path, {"a.weight": {"dtype": "F16", "shape": [2, -3], "data_offsets": [0, 4]}})
-        with pytest.raises(
-            WeightsError, match=r"'a\.weight' .* has a wrong shape: .*\[2, -3\]"
-        ):
+        with pytest.raises(WeightsError, match=r"'a\.weight' .* has a wrong shape: .*\[2, -3\]"):
             checkpoint_type(path)
 
     @pytest.mark.parametrize(

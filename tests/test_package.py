@@ -9,7 +9,6 @@ import sys
 import tarfile
 import venv
 import zipfile
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
