@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from iopaint_core.eviction import GDSF, LRU, EvictionPolicy, Usage
     from iopaint_core.forecast import Forecast, Need
     from iopaint_core.forks import footprint, fork
+    from iopaint_core.hub import hub_folder
     from iopaint_core.identity import IdentityIndex
     from iopaint_core.localmodels import LocalModel, LocalModels, find_local_models, local_models
     from iopaint_core.manager import ModelManager
@@ -81,6 +82,7 @@ _MODULES = {
     "CheckpointType": "checkpoints",
     "ComponentKey": "components",
     "Family": "checkpoints",
+    "hub_folder": "hub",
     "LocalModel": "localmodels",
     "LocalModels": "localmodels",
     "checkpoint_type": "checkpoints",
@@ -202,6 +204,7 @@ __all__ = [
     "footprint",
     "fork",
     "hookimpl",
+    "hub_folder",
     "local_models",
     "module_component",
     "on_device",

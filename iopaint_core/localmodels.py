@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from iopaint_core.checkpoints import RULES, checkpoint_type
 from iopaint_core.errors import WeightsError
+from iopaint_core.hub import hub_cache
 from iopaint_core.schema import ModelInfo, ModelType
 from iopaint_core.settings import default_context
 from iopaint_core.tensorfiles import file_stamp
-from iopaint_core.weights import hub_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from iopaint_core.errors import DownloadError, MissingWeightsError, UntrustedWeightsError, WeightsError
+from iopaint_core.hub import cached_file, fetch_file
 from iopaint_core.schema import format_bytes
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class WeightStore:
 
     def _places(self, info: ModelInfo, file: WeightFile) -> Iterator[Path]:
         if file.repo:
-            cached = _in_hub_cache(file)
+            cached = cached_file(file)
             if cached is not None:
                 yield cached
         place = self.place(info, file)
@@ -227,7 +228,7 @@ class WeightStore:
                 f"{file.url} is not encrypted, and no hash is declared for it", "Declare its sha256, or use https"
             )
         if file.repo:
-            path = _from_hub(file)
+            path = fetch_file(file)
             if self._matches(path, file) is False:
                 raise DownloadError(
                     f"{file.source} is not the file that was declared: its hash differs",
@@ -326,53 +327,3 @@ def _hash(path: Path, algorithm: str) -> str:
             raise_if_cancelled()
             total.update(chunk)
     return total.hexdigest()
-
-
-def hub_cache() -> Path:
-    """Where the Hugging Face hub caches, by the environment of now: the library reads it only when imported."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-
-
-def _in_hub_cache(file: WeightFile) -> Path | None:
-    repository = hub_cache() / f"models--{file.repo.replace('/', '--')}"
-    revision = file.revision
-    with contextlib.suppress(OSError):
-        revision = (repository / "refs" / file.revision).read_text().strip()
-    path = repository / "snapshots" / revision / file.filename
-    return path if path.is_file() else None
-
-
-def _from_hub(file: WeightFile) -> Path:
-    """Fetch a file of the hub into its cache, as all programs share it. Raises `DownloadError`."""
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return Path(
-            hf_hub_download(
-                file.repo,
-                file.filename,
-                revision=file.revision,
-                cache_dir=hub_cache(),
-                endpoint=os.environ.get("HF_ENDPOINT"),
-            )
-        )
-    except errors.GatedRepoError as error:
-        raise DownloadError(
-            f"{file.repo} is gated: its owner wants to know who uses it",
-            f"Ask for access at https://huggingface.co/{file.repo}, then log in: hf auth login, or set HF_TOKEN",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise DownloadError(
-            f"The hub has no repository {file.repo}, or it is private",
-            "Look at the name; if it is private, log in: hf auth login, or set HF_TOKEN",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise DownloadError(f"{file.repo} has no revision {file.revision}", "Look at its page") from error
-    except errors.EntryNotFoundError as error:
-        raise DownloadError(f"{file.repo} has no file {file.filename}", "Look at its page") from error
-    except Exception as error:  # its HTTP library's errors are no part of its interface
-        raise DownloadError(
-            f"{file.source} can't be fetched: {' '.join(str(error).split())}",
-            "Look at the connection and try again: what has come is kept",
-        ) from error

@@ -1,7 +1,8 @@
-"""Writes pipelines of Stable Diffusion 1 as a single file in the layout that they were published in."""
+"""Writes pipelines of Stable Diffusion 1, 2 and XL as single files in the layout that they were published in."""
 
 import re
 
+import torch
 from safetensors.torch import save_file
 
 _RESNET = {
@@ -15,6 +16,8 @@ _RESNET = {
 _UNET = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -83,6 +86,53 @@ def save_original(pipeline, path):
         tensors[_vae_name(name, len(vae.config.block_out_channels))] = (
             tensor[..., None, None] if projection else tensor
         )
-    for name, tensor in pipeline.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    encoders = [pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)]
+    if encoders[1] is not None:
+        tensors |= _clip(encoders[0], "conditioner.embedders.0.transformer.")
+        tensors |= _openclip(encoders[1], "conditioner.embedders.1.model.")
+    elif encoders[0].config.hidden_act == "gelu":
+        tensors |= _openclip(encoders[0], "cond_stage_model.model.")
+        last = "cond_stage_model.model.transformer.resblocks.23.ln_1.weight"  # which nothing uses
+        tensors |= {last: torch.ones(8), "cond_stage_model.model.logit_scale": torch.ones(())}
+    else:
+        tensors |= _clip(encoders[0], "cond_stage_model.transformer.")
+        tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    tensors["alphas_cumprod"] = torch.linspace(1, 0, 1000)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def _clip(encoder, prefix):
+    return {
+        f"{prefix}text_model.{name.removeprefix('text_model.')}": tensor
+        for name, tensor in encoder.state_dict().items()
+    }
+
+
+_OPENCLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def _openclip(encoder, prefix):
+    """There the projections of an attention are one tensor, and the last one lies transposed."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
+    tensors = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
+            fused = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            tensors[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(fused)
+        elif name == "text_projection.weight":
+            tensors["text_projection"] = tensor.T
+        elif not re.search(r"self_attn\.[kv]_proj", name):
+            for new, old in _OPENCLIP.items():
+                name = name.replace(new, old)  # noqa: PLW2901 - step by step
+            tensors[name] = tensor
+    return {prefix + name: tensor for name, tensor in tensors.items()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -60,7 +61,7 @@ def head(server, request, status, length, **headers):
 
 def whole(server, request, *, content=None, ranges=True, upto=None, length=None):
     """The file, or the range of it that was asked for."""
-    content = server.files.get(request.path) if content is None else content
+    content = server.files.get(request.path.partition("?")[0]) if content is None else content
     if content is None:
         status = int(server.headers.get(request.path, {}).get("X-Status", 404))
         head(server, request, status, 0)
@@ -147,15 +148,23 @@ def hub(server, monkeypatch):
     """A Hugging Face hub of our own; calling it adds a file to a repository."""
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     commit = "0123456789abcdef0123456789abcdef01234567"
+    listed = {}
 
     def add(repo, filename, content, revision="main"):
-        path = f"/{repo}/resolve/{revision}/{filename}"
-        server.files[path] = content
-        server.headers[path] = {
-            "X-Repo-Commit": commit,
-            "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Linked-Size": str(len(content)),
-        }
+        for name in (commit, revision):
+            path = f"/{repo}/resolve/{name}/{filename}"
+            server.files[path] = content
+            server.headers[path] = {
+                "X-Repo-Commit": commit,
+                "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "X-Linked-Size": str(len(content)),
+            }
+        listed.setdefault(repo, []).append(
+            {"type": "file", "path": filename, "size": len(content), "oid": "0" * 40}
+        )
+        about = {"id": repo, "sha": commit}
+        server.files[f"/api/models/{repo}/revision/{revision}"] = json.dumps(about).encode()
+        server.files[f"/api/models/{repo}/tree/{commit}"] = json.dumps(listed[repo]).encode()
         return path
 
     return add

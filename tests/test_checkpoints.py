@@ -49,7 +49,11 @@ FOREIGN = {
     "a ControlNet": lambda: {**files.sd1(), "control_model.time_embed.0.weight": [1280, 320]},
     "a control model of Flux.1": lambda: files.flux(128),
     "an upscaler": lambda: {"model.0.weight": [64, 3, 3, 3], "model.1.sub.0.RDB1.conv1.0.weight": [32, 64, 3, 3]},
+    "a variant of Flux.1 of another width": lambda: {**files.flux(), "img_in.weight": [2048, 64]},
+    "a variant of Flux.1 that takes 96 channels": lambda: files.flux(96),
+    "a variant of Stable Diffusion 3 that takes 32 channels": lambda: files.sd3(32),
     "no checkpoint of a known family": lambda: {"weight": [2, 2]},
+    "no checkpoint of a known family.": lambda: files.sd1(6),
 }
 
 

@@ -153,6 +153,16 @@ class TestPlaces:
             "b/same",
         }
 
+    def test_the_name_of_a_repository_is_nobody_elses(self, home, hub, tmp_path):
+        snapshot(hub, "someone/model", "abc")
+        for place in ("x/someone", "y/other"):
+            folder(tmp_path / place / "model")
+        models = find_local_models([tmp_path / "x", tmp_path / "y"], home=home).models
+        assert {model.name for model in models} == {"someone/model", "x/someone/model", "other/model"} | {
+            model.name for model in models if model.name.endswith("/y/other/model")
+        }
+        assert [model.kind for model in models if model.name == "someone/model"] == ["hub"]
+
     def test_links_are_followed_and_circles_end(self, home, tmp_path):
         files.write(tmp_path / "far" / "model.safetensors", files.sd1())
         place = home / "stable_diffusion"
@@ -179,6 +189,9 @@ class TestProblems:
         torch.save({"a": torch.zeros(1)}, place / "old.ckpt")
         (place / "unreadable").mkdir()
         (place / "unreadable" / "model_index.json").write_text("{")
+        (folder(place / "large") / "model_index.json").write_text(json.dumps({"_class_name": "x" * 1_000_000}))
+        refiner = folder(place / "refiner", "StableDiffusionXLImg2ImgPipeline") / "unet" / "config.json"
+        refiner.write_text('{"in_channels": 4, "cross_attention_dim": 1280}')
         folder(place / "pickled", weights="unet/diffusion_pytorch_model.bin")
         (folder(place / "no-config") / "unet" / "config.json").unlink()
         models = local_models()
@@ -190,6 +203,8 @@ class TestProblems:
             "unreadable": "/model_index.json ca",
             "pickled": " has its weights as ",
             "no-config": "/unet/config.json is",
+            "refiner": " is the refiner of S",
+            "large": "/model_index.json ca",
         }
 
     @pytest.mark.parametrize("name", ["a:b.safetensors", "a\nb.safetensors", "\udcff.safetensors"])
@@ -248,6 +263,21 @@ class TestMemory:
         first, second = (find_local_models(home=home, memory=home / "types.json") for _ in range(2))
         assert "vae.safetensors" in (home / "types.json").read_text()
         assert str(first.problems[0][1]) == str(second.problems[0][1])
+
+    def test_a_problem_that_is_mended_is_gone(self, home):
+        path = old(files.write(home / "stable_diffusion" / "model.safetensors", files.vae()))
+        assert self.search(home) == {}
+        old(files.write(path, files.sd1()))
+        assert self.search(home)["model.safetensors"][0] is ModelType.DIFFUSERS_SD
+
+    def test_what_other_rules_told_is_told_anew(self, home):
+        old(files.write(home / "stable_diffusion" / "model.safetensors", files.sd1()))
+        self.search(home)
+        memory = home / "types.json"
+        stale = json.loads(memory.read_bytes())
+        stale["rules"] -= 1
+        memory.write_text(json.dumps(stale).replace('"diffusers_sd"', '"diffusers_sdxl"'))
+        assert self.search(home)["model.safetensors"][0] is ModelType.DIFFUSERS_SD
 
     @pytest.mark.parametrize(
         "content", [b"", b"{", b"[]", b"7", b'{"rules": 1, "files": 7}', b'{"rules": 1, "files": {"KEY": VALUE}}']

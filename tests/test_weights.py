@@ -530,6 +530,11 @@ class TestHub:
         with pytest.raises(DownloadError, match=words):
             store.get(model(WeightFile(repo="a/b", filename="model.pth")))
 
+    def test_a_hub_that_does_not_answer_is_not_taken_for_one_that_lacks_the_file(self, store, monkeypatch):
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(DownloadError, match=r"a/b/model\.pth can't be fetched: .*Look at the connection"):
+            store.get(model(WeightFile(repo="a/b", filename="model.pth")))
+
 
 class TestOwn:
     def test_a_users_own_file_takes_the_place_of_one(self, store, tmp_path):

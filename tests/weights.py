@@ -53,6 +53,8 @@ def hub_cache(folder, source, name="a/b"):
         link = snapshot / path.relative_to(source)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(blobs / digest)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
     return snapshot
 
 

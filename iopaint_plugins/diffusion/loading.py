@@ -9,23 +9,33 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from iopaint_core import WeightsError, module_component
+from iopaint_core import TensorFiles, WeightsError, hub_folder, module_component
 from iopaint_plugins.diffusion.pipelines import PIPELINES, Row
-from iopaint_plugins.diffusion.repositories import repository
 from iopaint_plugins.diffusion.singlefile import checkpoint_parts, configs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from iopaint_core import Component, LoadContext, TensorFiles
+    from torch import Tensor
+
+    from iopaint_core import Component, LoadContext
 
 _LIBRARIES = ("diffusers", "transformers")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 """Classes that folders of years ago name otherwise."""
+_RENAMED_TENSORS = {
+    "Qwen2_5_VLForConditionalGeneration": (
+        (r"visual\.", "model.visual."),
+        (r"model\.(?!language_model\.|visual\.)", "model.language_model."),
+    )
+}
+"""How the names of a published class's tensors begin, and how those of transformers since 4.52 do."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,11 @@ class _Part:
         if self.files is not None:
             config = json.loads((self.folder / "config.json").read_bytes())
             return module_component(self.cls, self.files, context, config=config, dtype=dtype)
-        variant = _variant(self.folder, dtype)
-        return module_component(self.cls, self.folder, context, dtype=dtype, variant=variant)
+        files = TensorFiles.find(self.folder, variant=_variant(self.folder, dtype))
+        if self.cls.__name__ in _RENAMED_TENSORS:
+            rename = partial(_rename, rules=_RENAMED_TENSORS[self.cls.__name__])
+            files = TensorFiles(files.paths, convert=rename, layout="transformers before 4.52")
+        return module_component(self.cls, files, context, dtype=dtype)
 
     def own(self) -> Any:  # noqa: ANN401 - diffusers is not typed
         """It, for one pipeline alone: a scheduler, a tokenizer, a processor."""
@@ -69,7 +82,7 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     pipeline = _pipeline_of(row, index, folder)
     parts = _parts(index, folder)
     if row.prior and not any(name.startswith("prior_") for name in parts):
-        prior = repository(row.prior, context, weights=True)
+        prior = hub_folder(row.prior, context)
         parts |= {f"prior_{name}": part for name, part in _parts(_read_index(prior), prior).items()}
     if path.is_file():
         weights = checkpoint_parts(path, folder)
@@ -168,6 +181,18 @@ def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in index.items()
         if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
     }
+
+
+def _rename(tensors: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    """By the first rule that fits a name, if any does."""
+
+    def new(name: str) -> str:
+        for pattern, begins in rules:
+            if match := re.match(pattern, name):
+                return begins + name[match.end() :]
+        return name
+
+    return {new(name): tensor for name, tensor in tensors.items()}
 
 
 def _variant(folder: Path, dtype: str) -> str | None:

@@ -59,6 +59,8 @@ class DiffusionModel(InpaintModel):
         if row.mask:
             arguments["mask_image"] = PIL.Image.fromarray(mask)
         painted: PIL.Image.Image = pipeline(**arguments, **self._reporting(request.sd_steps)).images[0]
+        if painted.size != (width, height):  # some choose a size of their own
+            painted = painted.resize((width, height), PIL.Image.Resampling.LANCZOS)
         return np.asarray(painted.convert("RGB"))
 
     def _taken(self, request: InpaintRequest) -> dict[str, Any]:

@@ -6,13 +6,22 @@ turns them into its own. Configs and tokenizers, which the files lack, are those
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from iopaint_core import TensorFiles, WeightsError
-from iopaint_plugins.diffusion.repositories import repository
+from iopaint_core import (
+    CheckpointType,
+    Family,
+    MissingWeightsError,
+    TensorFiles,
+    WeightsError,
+    checkpoint_type,
+    hub_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,18 +33,21 @@ if TYPE_CHECKING:
 
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."
-_INPUT = f"{_UNET}input_blocks.0.0.weight"
-_CONTEXTS = {768: "1", 1024: "2", 2048: "XL"}
-"""Family by the width of what the UNet attends to."""
 _REPOSITORIES = {
-    ("1", 4): "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    ("1", 9): "stable-diffusion-v1-5/stable-diffusion-inpainting",
-    ("2", 4): "stabilityai/stable-diffusion-2-1",
-    ("2", 9): "stabilityai/stable-diffusion-2-inpainting",
-    ("XL", 4): "stabilityai/stable-diffusion-xl-base-1.0",
-    ("XL", 9): "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+    CheckpointType(Family.SD1, inpaint=False): (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "runwayml/stable-diffusion-v1-5",
+    ),
+    CheckpointType(Family.SD1, inpaint=True): (
+        "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        "runwayml/stable-diffusion-inpainting",
+    ),
+    CheckpointType(Family.SD2, inpaint=False): ("stabilityai/stable-diffusion-2-1",),
+    CheckpointType(Family.SD2, inpaint=True): ("stabilityai/stable-diffusion-2-inpainting",),
+    CheckpointType(Family.SDXL, inpaint=False): ("stabilityai/stable-diffusion-xl-base-1.0",),
+    CheckpointType(Family.SDXL, inpaint=True): ("diffusers/stable-diffusion-xl-1.0-inpainting-0.1",),
 }
-"""Where the configs come from, by family and the channels that the UNet takes."""
+"""Where the configs come from: fetched from the first, or from another where that is cached."""
 _TEXT_ENCODERS = (
     ("text_encoder", "cond_stage_model.transformer.", False),
     ("text_encoder", "cond_stage_model.model.", True),
@@ -46,23 +58,24 @@ _TEXT_ENCODERS = (
 
 
 def configs_of(path: Path, context: LoadContext) -> Path:
-    """The folder with the configs and tokenizers for a single file. Raises `WeightsError`."""
-    specs = TensorFiles((path,)).specs
-    widths = {
-        spec.shape[1]
-        for name, spec in specs.items()
-        if name.startswith(_UNET) and name.endswith(".attn2.to_k.weight")
-    }
-    family = _CONTEXTS.get(next(iter(widths), 0))
-    key = (family, specs[_INPUT].shape[1] if _INPUT in specs else 0)
-    if key not in _REPOSITORIES:
+    """The folder with the configs and tokenizers for a single file.
+
+    It is the one beside the file that has its name without the suffix; else one of the hub. Raises `WeightsError`,
+    and what `hub_folder` raises.
+    """
+    found = checkpoint_type(path)
+    if found not in _REPOSITORIES:
         raise WeightsError(
-            f"{path} is no checkpoint of Stable Diffusion 1, 2 or XL that inpaints", "Name another file"
+            f"{path} is the transformer of a {found.family.value} model alone, in the original layout",
+            "Single files of Stable Diffusion 1, 2 and XL can be used; get this one as a folder of diffusers",
         )
     beside = path.with_suffix("")
     if (beside / "model_index.json").is_file():
         return beside
-    return repository(_REPOSITORIES[key], context, weights=False)
+    for name in _REPOSITORIES[found]:
+        with contextlib.suppress(MissingWeightsError):
+            return hub_folder(name, replace(context, offline=True), weights=False)
+    return hub_folder(_REPOSITORIES[found][0], context, weights=False)
 
 
 def checkpoint_parts(path: Path, configs: Path) -> dict[str, TensorFiles]:

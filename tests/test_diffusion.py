@@ -1,0 +1,364 @@
+"""Diffusion models: each class of the table, put together from shared components, paints what diffusers paints."""
+
+import base64
+import io
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import photograph
+from originals import save_original
+from pipelines import MAKERS, ORIGINALS, kandinsky_prior
+from transformers import CLIPImageProcessor
+from weights import hub_cache
+
+from iopaint_core import (
+    InpaintRequest,
+    InputError,
+    ModelLoadError,
+    ModelManager,
+    ModelPool,
+    RequestError,
+    Sampler,
+    WeightsError,
+    scan_models,
+)
+from iopaint_plugins.diffusion.pipelines import PIPELINES
+from iopaint_plugins.diffusion.samplers import scheduler_for
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
+]
+
+IMAGE = photograph(512, 512)
+MASK = np.zeros((512, 512), np.uint8)
+MASK[100:300, 100:300] = 255
+
+
+def as_base64(image):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+REQUEST = InpaintRequest(
+    prompt="a red cat",
+    negative_prompt="a dog",
+    sd_steps=2,
+    sd_strength=0.9,
+    sd_keep_unmasked_area=False,
+    paint_by_example_example_image=as_base64(IMAGE[:64, :64]),
+)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Where models are looked for."""
+    monkeypatch.setenv("IOPAINT_HOME", str(tmp_path / "models"))
+    return tmp_path / "models" / "stable_diffusion"
+
+
+def cache():
+    """Where the Hugging Face hub caches."""
+    return Path.home() / ".cache" / "huggingface" / "hub"
+
+
+def hub(name):
+    """The folder of a repository in the cache of the Hugging Face hub."""
+    repository = cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+    return next(repository.iterdir())
+
+
+def saved_components(folder, class_name):
+    """The components as diffusers loads them."""
+    if class_name != "PaintByExamplePipeline":
+        cls = getattr(diffusers, class_name)
+        return cls.from_pretrained(folder, local_files_only=True).components
+    from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder  # which it finds no more
+
+    return {
+        "vae": diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
+        "image_encoder": PaintByExampleImageEncoder.from_pretrained(folder / "image_encoder"),
+        "unet": diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
+        "scheduler": diffusers.PNDMScheduler.from_pretrained(folder / "scheduler"),
+        "safety_checker": None,
+        "feature_extractor": CLIPImageProcessor.from_pretrained(folder / "feature_extractor"),
+        "requires_safety_checker": False,
+    }
+
+
+def painted(folder, class_name, request=REQUEST):
+    """What diffusers paints by itself, from a folder that it has saved."""
+    row = PIPELINES[class_name]
+    components = saved_components(folder, class_name)
+    if row.prior:
+        prior = diffusers.KandinskyV22PriorPipeline.from_pretrained(hub(row.prior), local_files_only=True)
+        components |= {f"prior_{name}": component for name, component in prior.components.items()}
+    for part in components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)  # torch takes other kernels for weights that may be trained
+    pipeline = getattr(diffusers, row.pipeline)(**components)
+    pipeline.set_progress_bar_config(disable=True)
+    if row.samplers:
+        pipeline.scheduler = scheduler_for(request.sd_sampler, pipeline.scheduler.config)
+    arguments = {theirs: getattr(request, ours) for ours, theirs in row.takes.items()}
+    if "example_image" in arguments:
+        arguments["example_image"] = PIL.Image.fromarray(IMAGE[:64, :64])
+    size = {"height": 512, "width": 512, "max_area": 512 * 512}
+    arguments.update(row.fixed, **{name: size[name] for name in row.size})
+    if row.mask:
+        arguments["mask_image"] = PIL.Image.fromarray(MASK)
+    generator = torch.Generator("cpu").manual_seed(request.sd_seed)
+    result = pipeline(**arguments, image=PIL.Image.fromarray(IMAGE), generator=generator).images[0]
+    return np.asarray(result.resize((512, 512), PIL.Image.Resampling.LANCZOS))
+
+
+class TestEveryClass:
+    @pytest.mark.parametrize("class_name", MAKERS)
+    def test_it_paints_bit_for_bit_what_diffusers_paints(self, home, class_name):
+        MAKERS[class_name](home / "model")
+        if PIPELINES[class_name].prior:
+            kandinsky_prior(home.parent.parent / "prior")
+            hub_cache(cache(), home.parent.parent / "prior", PIPELINES[class_name].prior)
+        assert [info.type for info in scan_models() if info.name == "model"] == [PIPELINES[class_name].type]
+        steps = []
+        manager = ModelManager()
+        result = manager.inpaint("model", IMAGE, MASK, REQUEST, progress=lambda *step: steps.append(step))
+        assert np.array_equal(result, painted(home / "model", class_name))
+        assert steps[-1][0] == steps[-1][1]
+        assert result.std() > 5
+        assert manager.pool.stats().counts.spoiled == 0
+        again = manager.inpaint("model", IMAGE, MASK, REQUEST)
+        assert np.array_equal(again, result), "nothing of a request is left for the next"
+
+    def test_every_pipeline_of_the_table_is_tried(self):
+        tried = {PIPELINES[name].pipeline for name in MAKERS}
+        assert tried == {row.pipeline for row in PIPELINES.values()}
+
+
+@pytest.fixture
+def model(home):
+    MAKERS["StableDiffusionInpaintPipeline"](home / "model")
+    return home / "model"
+
+
+class TestShared:
+    @pytest.mark.parametrize("family", ORIGINALS)
+    def test_a_folder_a_single_file_and_a_cache_are_one_set_of_weights(self, home, family):
+        pipeline = ORIGINALS[family](home / "model")
+        save_original(pipeline, home / "original.safetensors")
+        shutil.copytree(home / "model", home / "original", ignore=shutil.ignore_patterns("*.safetensors"))
+        hub_cache(cache(), home / "model", "someone/model")
+        manager = ModelManager()
+        names = ("model", "original.safetensors", "someone/model")
+        pictures = [manager.inpaint(name, IMAGE, MASK, REQUEST) for name in names]
+        assert np.array_equal(pictures[0], painted(home / "model", type(pipeline).__name__))
+        assert np.array_equal(pictures[0], pictures[1])
+        assert np.array_equal(pictures[0], pictures[2])
+        stats = manager.pool.stats()
+        modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        assert [len(held.users) for held in stats.components] == [3] * len(modules)
+        own = sum(parameter.nbytes for module in modules for parameter in module.parameters())
+        assert 0 <= stats.devices["cpu"].resident - own < 10_000, "besides parameters, a few buffers"
+
+    def test_fine_tunes_share_what_is_equal_and_keep_what_is_their_own(self, model, home):
+        for name, seed, part in (("tune", 1, "unet"), ("vae-tune", 2, "vae")):
+            shutil.copytree(model, home / name)
+            MAKERS["StableDiffusionInpaintPipeline"](home.parent / "made" / name, seed)
+            shutil.rmtree(home / name / part)
+            shutil.copytree(home.parent / "made" / name / part, home / name / part)
+        manager = ModelManager()
+        pictures = {name: manager.inpaint(name, IMAGE, MASK, REQUEST) for name in ("model", "tune", "vae-tune")}
+        assert sorted(len(held.users) for held in manager.pool.stats().components) == [1, 1, 2, 2, 3]
+        for name, picture in pictures.items():
+            assert np.array_equal(picture, painted(home / name, "StableDiffusionInpaintPipeline"))
+
+
+class TestRequest:
+    @pytest.mark.parametrize("sampler", Sampler)
+    def test_each_sampler_is_the_scheduler_of_its_name(self, model, sampler):
+        request = replace(REQUEST, sd_sampler=sampler, sd_steps=3, sd_strength=1.0)
+        result = ModelManager().inpaint("model", IMAGE, MASK, request)
+        assert np.array_equal(result, painted(model, "StableDiffusionInpaintPipeline", request))
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"prompt": "grass"}, {"negative_prompt": ""}, {"sd_seed": 7}, {"sd_steps": 3}, {"sd_guidance_scale": 3.0}],
+    )
+    def test_what_is_asked_matters(self, model, change):
+        manager = ModelManager()
+        one, other = (
+            manager.inpaint("model", IMAGE, MASK, request) for request in (REQUEST, replace(REQUEST, **change))
+        )
+        assert not np.array_equal(one, other)
+
+    def test_a_seed_of_minus_one_is_another_each_time(self, model):
+        manager = ModelManager()
+        request = replace(REQUEST, sd_seed=-1)
+        one, other = (manager.inpaint("model", IMAGE, MASK, request) for _ in range(2))
+        assert not np.array_equal(one, other)
+
+    def test_no_random_state_of_the_process_is_touched(self, model):
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        ModelManager().inpaint("model", IMAGE, MASK, REQUEST)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.array_equal(np.random.get_state()[1], before[1])
+
+    def test_pixels_outside_the_mask_and_its_seam_come_back(self, model):
+        image = photograph(301, 403)
+        mask = np.zeros((301, 403), np.uint8)
+        mask[100:150, 100:150] = 255
+        result = ModelManager().inpaint("model", image, mask, InpaintRequest(sd_steps=1, sd_mask_blur=5))
+        far = np.ones_like(mask, bool)
+        far[90:160, 90:160] = False
+        assert np.array_equal(result[far], image[far])
+        assert not np.array_equal(result[mask > 0], image[mask > 0])
+
+    def test_cancelling_at_step_two_leaves_a_model_that_works(self, model):
+        manager = ModelManager()
+
+        def cancel(step, total):
+            if step >= 2 * total / 4:
+                raise InterruptedError("the user has seen enough")
+
+        with pytest.raises(InterruptedError):
+            manager.inpaint("model", IMAGE, MASK, replace(REQUEST, sd_steps=4, sd_strength=1.0), progress=cancel)
+        assert set(manager.pool.stats().leases.values()) == {0}
+        result = manager.inpaint("model", IMAGE, MASK, REQUEST)
+        assert np.array_equal(result, painted(model, "StableDiffusionInpaintPipeline"))
+
+    def test_out_of_memory_at_step_one_makes_room_and_tries_again(self, model, monkeypatch):
+        failed = []
+        step = diffusers.UniPCMultistepScheduler.step
+
+        def run_out(*args, **options):
+            if not failed:
+                failed.append(True)
+                raise torch.OutOfMemoryError("no memory")
+            return step(*args, **options)
+
+        monkeypatch.setattr(diffusers.UniPCMultistepScheduler, "step", run_out)
+        result = ModelManager().inpaint("model", IMAGE, MASK, REQUEST)
+        assert failed
+        assert np.array_equal(result, painted(model, "StableDiffusionInpaintPipeline"))
+
+    def test_a_prompt_that_is_too_long_is_cut_with_a_word(self, model, caplog, monkeypatch):
+        monkeypatch.setattr(diffusers.utils.logging.get_logger("diffusers"), "propagate", True)
+        ModelManager().inpaint("model", IMAGE, MASK, replace(REQUEST, prompt="cat " * 10_000))
+        assert "was truncated" in caplog.text
+
+
+class TestThreads:
+    def test_models_that_share_components_paint_what_each_paints_alone(self, model, home):
+        """8 threads, 4 models of which each two share a UNet, 64 requests with different samplers and seeds."""
+        for name in ("two", "three", "four"):
+            shutil.copytree(model, home / name)
+        for name in ("three", "four"):
+            MAKERS["StableDiffusionInpaintPipeline"](home.parent / "made" / name, 5)
+            shutil.rmtree(home / name / "unet")
+            shutil.copytree(home.parent / "made" / name / "unet", home / name / "unet")
+        samplers = [Sampler.UNIPC, Sampler.EULER_A, Sampler.DDIM, Sampler.DPM_2M_KARRAS]
+        tasks = [
+            (name, replace(REQUEST, sd_sampler=samplers[i % 4], sd_seed=i % 3, sd_steps=1 + i % 2, sd_strength=1.0))
+            for i in range(16)
+            for name in ("model", "two", "three", "four")
+        ]
+        alone = ModelManager()
+        expected = {task: alone.inpaint(task[0], IMAGE, MASK, task[1]) for task in set(tasks)}
+        manager = ModelManager(concurrency=2)
+        results, todo, lock = {}, list(enumerate(tasks)), threading.Lock()
+
+        def work():
+            while True:
+                with lock:
+                    if not todo:
+                        return
+                    i, (name, request) = todo.pop()
+                results[i] = manager.inpaint(name, IMAGE, MASK, request)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(600)
+            assert not thread.is_alive()
+        assert all(np.array_equal(results[i], expected[task]) for i, task in enumerate(tasks))
+        stats = manager.pool.stats()
+        assert set(stats.leases.values()) == {0}
+        assert len(stats.components) == 4
+        assert stats.counts.spoiled == 0
+
+
+class TestBadInput:
+    def refused(self, words):
+        with pytest.raises(ModelLoadError, match=words) as error:
+            ModelManager().load("model")
+        return error
+
+    def index(self, model, **changes):
+        path = model / "model_index.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def test_a_component_whose_folder_is_missing(self, model):
+        shutil.rmtree(model / "vae")
+        self.refused("has no folder vae, which its model_index.json names. Get the model again")
+
+    def test_a_component_whose_weights_are_missing(self, model):
+        (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+        self.refused(r"has no diffusion_pytorch_model\.safetensors")
+
+    def test_a_component_that_the_index_does_not_name(self, model):
+        self.index(model, unet=[None, None])
+        path = model / "model_index.json"
+        index = json.loads(path.read_text())
+        del index["unet"]
+        path.write_text(json.dumps(index))
+        self.refused("has no unet, which StableDiffusionInpaintPipeline needs")
+
+    def test_a_class_that_is_not_there(self, model):
+        self.index(model, unet=["diffusers", "UNet9DModel"])
+        self.refused(
+            "needs UNet9DModel of diffusers as its unet, which is not there. pip install --upgrade diffusers"
+        )
+
+    def test_a_folder_that_names_another_library_runs_none_of_its_code(self, model, tmp_path, monkeypatch):
+        (tmp_path / "evil.py").write_text("raise SystemExit('code was run')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        self.index(model, unet=["evil", "UNet"])
+        self.refused("needs UNet of evil as its unet, which is not there")
+
+    def test_a_load_that_dies_at_its_last_component_leaves_nothing(self, model):
+        path = model / "unet" / "diffusion_pytorch_model.safetensors"
+        sound = path.read_bytes()
+        path.write_bytes(sound[: len(sound) // 2])
+        pool = ModelPool()
+        with pytest.raises(WeightsError):
+            raise self.failure(pool)
+        assert pool.stats().leases == {}
+        assert all(ledger.used == 0 for ledger in pool.stats().devices.values())
+        path.write_bytes(sound)
+        result = ModelManager(pool=pool).inpaint("model", IMAGE, MASK, REQUEST)
+        assert np.array_equal(result, painted(model, "StableDiffusionInpaintPipeline"))
+
+    def failure(self, pool):
+        with pytest.raises(ModelLoadError) as error:
+            ModelManager(pool=pool).load("model")
+        return error.value.__cause__ or error.value
+
+    def test_an_example_image_that_is_missing_or_none(self, home):
+        MAKERS["PaintByExamplePipeline"](home / "model")
+        manager = ModelManager()
+        for example, words in ((None, "there is none"), ("####", "can't be read"), ("aGVsbG8=", "can't be read")):
+            with pytest.raises(InputError, match=words):
+                manager.inpaint("model", IMAGE, MASK, replace(REQUEST, paint_by_example_example_image=example))
+
+    def test_steps_of_zero(self, model):
+        with pytest.raises(RequestError, match="sd_steps"):
+            ModelManager().inpaint("model", IMAGE, MASK, {"sd_steps": 0})
