@@ -1,3 +1,4 @@
+import functools
 import io
 import signal
 import stat
@@ -161,6 +162,7 @@ def test_a_picture_is_read_and_written_upright(tmp_path, orientation, suffix):
         assert np.abs(np.asarray(result).astype(int) - picture.rgb).max() < 60
 
 
+@functools.cache  # a profile has the second in it at which it was made
 def profile(name="sRGB"):
     return PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile(name)).tobytes()
 
