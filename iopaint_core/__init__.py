@@ -36,12 +36,14 @@ from iopaint_core.hookspecs import BasePlugin, hookimpl
 from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, report_progress
 from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import (
+    Adapters,
     Click,
     CV2Flag,
     HDStrategy,
     ImageRequest,
     InpaintRequest,
     LoadContext,
+    Lora,
     MaskRequest,
     ModelInfo,
     ModelType,
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
     from iopaint_core.eviction import GDSF, LRU, EvictionPolicy, Usage
     from iopaint_core.forecast import Forecast, Need
     from iopaint_core.forks import footprint, fork
-    from iopaint_core.hub import hub_folder
+    from iopaint_core.hub import hub_file, hub_folder
     from iopaint_core.identity import IdentityIndex
     from iopaint_core.localmodels import LocalModel, LocalModels, find_local_models, local_models
     from iopaint_core.manager import ModelManager
@@ -82,6 +84,7 @@ _MODULES = {
     "CheckpointType": "checkpoints",
     "ComponentKey": "components",
     "Family": "checkpoints",
+    "hub_file": "hub",
     "hub_folder": "hub",
     "LocalModel": "localmodels",
     "LocalModels": "localmodels",
@@ -125,6 +128,7 @@ _MODULES = {
 __all__ = [
     "GDSF",
     "LRU",
+    "Adapters",
     "AmbiguousModelError",
     "AsyncModelManager",
     "BasePlugin",
@@ -155,6 +159,7 @@ __all__ = [
     "LoadTimeoutError",
     "LocalModel",
     "LocalModels",
+    "Lora",
     "MaskModel",
     "MaskRequest",
     "MissingWeightsError",
@@ -204,6 +209,7 @@ __all__ = [
     "footprint",
     "fork",
     "hookimpl",
+    "hub_file",
     "hub_folder",
     "local_models",
     "module_component",

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from iopaint_core.manager import ModelManager
+from iopaint_core.schema import NO_ADAPTERS, Adapters, InpaintRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Model, Progress
     from iopaint_core.pool import Lease
-    from iopaint_core.schema import ImageRequest, InpaintRequest, MaskRequest
+    from iopaint_core.schema import ImageRequest, MaskRequest
 
 T = TypeVar("T")
 
@@ -40,9 +41,10 @@ class AsyncModelManager:
         self._loads = ThreadPoolExecutor(_LOADS, thread_name_prefix="iopaint load")
         self._queues: weakref.WeakValueDictionary[Hashable, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    async def load(self, name: str) -> Lease[Model]:
+    async def load(self, name: str, *, adapters: Adapters = NO_ADAPTERS) -> Lease[Model]:
         """See `ModelManager.load`."""
-        work = self._loads.submit(contextvars.copy_context().run, self.manager.load, name)
+        load = partial(self.manager.load, name, adapters=adapters)
+        work = self._loads.submit(contextvars.copy_context().run, load)
         try:
             return await asyncio.shield(asyncio.wrap_future(work))
         except asyncio.CancelledError:
@@ -72,7 +74,9 @@ class AsyncModelManager:
         progress: Progress | None = None,
     ) -> Image:
         """See `ModelManager.inpaint`; `progress` is called in the thread that works."""
-        return await self._work(name, partial(self.manager.inpaint, name, image, mask, request), progress)
+        asked = InpaintRequest() if request is None else InpaintRequest.validate(request)
+        call = partial(self.manager.inpaint, name, image, mask, asked)
+        return await self._work(name, call, progress, asked.adapters)
 
     async def process(
         self, name: str, image: Image, request: ImageRequest | None = None, *, progress: Progress | None = None
@@ -91,7 +95,13 @@ class AsyncModelManager:
         self._loads.shutdown()
         self._calls.shutdown()
 
-    async def _work(self, name: str, call: Callable[..., Image], progress: Progress | None) -> Image:
+    async def _work(
+        self,
+        name: str,
+        call: Callable[..., Image],
+        progress: Progress | None,
+        adapters: Adapters = NO_ADAPTERS,
+    ) -> Image:
         cancelled = threading.Event()
 
         def report(step: int, total: int) -> None:
@@ -107,7 +117,7 @@ class AsyncModelManager:
         queue = self._queues.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
         async with queue:
             # Leased before, so that who waits for room, or for a load, takes no thread from a model that is ready.
-            lease = await self.load(name)
+            lease = await self.load(name, adapters=adapters)
             working = self._calls.submit(contextvars.copy_context().run, work, lease)
             try:
                 return await asyncio.wrap_future(working)

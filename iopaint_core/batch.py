@@ -19,7 +19,7 @@ from iopaint_core.pictures import (
     read_picture,
     write_picture,
 )
-from iopaint_core.schema import InpaintRequest, describe
+from iopaint_core.schema import NO_ADAPTERS, InpaintRequest, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +113,8 @@ def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) ->
     }
     call = functools.partial(methods[shape], model, request=request)
     extends = isinstance(request, InpaintRequest) and request.use_extender and not request.use_croper
-    with manager.load(model):
+    adapters = request.adapters if isinstance(request, InpaintRequest) else NO_ADAPTERS
+    with manager.load(model, adapters=adapters):
         for job in jobs:
             yield _attempt(call, job, options, extends)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iopaint_core.errors import DownloadError, MissingWeightsError
+from iopaint_core.schema import WeightFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from iopaint_core.schema import LoadContext, WeightFile
+    from iopaint_core.schema import LoadContext
 
 _CONFIGS = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*/*.safetensors"]
@@ -48,6 +49,20 @@ def fetch_file(file: WeightFile) -> Path:
         )
 
 
+def hub_file(repo: str, filename: str, context: LoadContext) -> Path:
+    """A file of a repository, from the cache of the hub, or fetched into it.
+
+    Raises `MissingWeightsError` offline, and `DownloadError`.
+    """
+    file = WeightFile(repo=repo, filename=filename)
+    found = cached_file(file)
+    if found is not None:
+        return found
+    if context.offline:
+        raise _missing(f"{repo}/{filename}", f"{repo} {filename}")
+    return fetch_file(file)
+
+
 def hub_folder(repo: str, context: LoadContext, *, weights: bool = True) -> Path:
     """The folder of a repository in diffusers' layout, from the cache of the hub, or fetched into it.
 
@@ -62,10 +77,7 @@ def hub_folder(repo: str, context: LoadContext, *, weights: bool = True) -> Path
     if _is_whole(folder, weights=weights):
         return folder
     if context.offline:
-        raise MissingWeightsError(
-            f"{repo} is needed, and is not in {hub_cache()}",
-            f"Go online once, or fetch it elsewhere and copy that folder: hf download {repo}",
-        )
+        raise _missing(repo, repo)
     with _explained(repo, "main", "model_index.json"):
         return Path(
             snapshot_download(
@@ -75,6 +87,13 @@ def hub_folder(repo: str, context: LoadContext, *, weights: bool = True) -> Path
                 allow_patterns=[*_CONFIGS, *(_WEIGHTS if weights else [])],
             )
         )
+
+
+def _missing(what: str, arguments: str) -> MissingWeightsError:
+    return MissingWeightsError(
+        f"{what} is needed, and is not in {hub_cache()}",
+        f"Go online once, or fetch it elsewhere and copy that folder: hf download {arguments}",
+    )
 
 
 def _snapshot(repo: str, revision: str) -> Path:

@@ -14,14 +14,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from iopaint_core.catalog import ScanReport, find_model, scan
 from iopaint_core.entries import Component, device_name
-from iopaint_core.errors import ModelLoadError, ModelNameError, PoolError, PoolFullError, WeightsError
+from iopaint_core.errors import (
+    ModelLoadError,
+    ModelNameError,
+    PoolError,
+    PoolFullError,
+    RequestError,
+    WeightsError,
+)
 from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.identity import IdentityIndex
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
+from iopaint_core.schema import NO_ADAPTERS, Adapters, InpaintRequest
 from iopaint_core.settings import default_context
+from iopaint_core.tensorfiles import file_stamp
 from iopaint_core.torch_process import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.weights import WeightStore
 
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
     from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Progress
-    from iopaint_core.schema import ImageRequest, InpaintRequest, LoadContext, MaskRequest, ModelInfo
+    from iopaint_core.schema import ImageRequest, LoadContext, MaskRequest, ModelInfo
 
 Shape = TypeVar("Shape", bound=Model)
 
@@ -50,6 +59,10 @@ class ModelKey(NamedTuple):
     dtype: str | None
     weights: tuple[tuple[str, Path], ...] = ()
     """The files that the host gives in place of declared ones."""
+    adapters: Adapters = NO_ADAPTERS
+    """What a request has it loaded with."""
+    stamps: tuple[tuple[int, ...], ...] = ()
+    """Of the adapters' files: one that is replaced is another."""
 
     def __str__(self) -> str:
         return self.info.name
@@ -112,15 +125,18 @@ class ModelManager:
                 return find_model(name, self.scan().models)
         return found[name]
 
-    def load(self, name: str, *, weights: Mapping[str, Path] | None = None) -> Lease[Model]:
+    def load(
+        self, name: str, *, weights: Mapping[str, Path] | None = None, adapters: Adapters = NO_ADAPTERS
+    ) -> Lease[Model]:
         """Lease a model, loading it unless the pool holds it; files that it lacks are fetched first.
 
-        `weights` gives files, by name, in place of declared ones. Calls of a leased model come in whatever order
-        its holders make them; `inpaint` and the others queue.
+        `weights` gives files, by name, in place of declared ones; `adapters` are those of the requests to come.
+        Calls of a leased model come in whatever order its holders make them; `inpaint` and the others queue.
 
-        Raises `ModelNameError`, `ModelLoadError`, `PoolFullError`, `LoadTimeoutError`.
+        Raises `ModelNameError`, `RequestError` for adapters that it can't have, `ModelLoadError`, `PoolFullError`,
+        `LoadTimeoutError`.
         """
-        return self._lease(self._key(name, weights))
+        return self._lease(self._key(name, weights, adapters))
 
     def preload(self, *names: str) -> None:
         """Load models, one after the other, and keep them idle in the pool as long as there is room."""
@@ -128,8 +144,15 @@ class ModelManager:
             self.load(name).close()
 
     def unload(self, name: str) -> bool:
-        """Drop a loaded model; False if it is not loaded, or in use."""
-        return self.pool.release(self._key(name))
+        """Drop a loaded model, with whatever adapters; False if it is not loaded, or in use."""
+        key = self._key(name)
+        loaded = [
+            other
+            for other in self.pool.stats().leases
+            if isinstance(other, ModelKey) and other._replace(adapters=NO_ADAPTERS, stamps=()) == key
+        ]
+        dropped = [self.pool.release(other) for other in loaded]
+        return bool(dropped) and all(dropped)
 
     @property
     def current(self) -> ModelInfo | None:
@@ -181,7 +204,10 @@ class ModelManager:
         progress: Progress | None = None,
     ) -> Image:
         """Repaint what a mask covers; see `InpaintModel`."""
-        return self._call(name, InpaintModel, lambda model: model(image, mask, request, progress=progress))
+        asked = InpaintRequest() if request is None else InpaintRequest.validate(request)
+        return self._call(
+            name, InpaintModel, lambda model: model(image, mask, asked, progress=progress), asked.adapters
+        )
 
     def process(
         self,
@@ -200,13 +226,19 @@ class ModelManager:
         """Find a mask in a picture; see `MaskModel`."""
         return self._call(name, MaskModel, lambda model: model(image, request, progress=progress))
 
-    def _call(self, name: str, shape: type[Shape], call: Callable[[Shape], Image]) -> Image:
+    def _call(
+        self,
+        name: str,
+        shape: type[Shape],
+        call: Callable[[Shape], Image],
+        adapters: Adapters = NO_ADAPTERS,
+    ) -> Image:
         if SHAPES[self.find(name).task] is not shape:
             raise ModelNameError(
                 f"{name} is no {shape.__name__}",
                 "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment",
             )
-        lease = self.load(name)
+        lease = self.load(name, adapters=adapters)
         with lease as model, self._turn(lease):
             assert isinstance(model, shape), "_load sees to it"
             try:
@@ -236,11 +268,27 @@ class ModelManager:
             turns.callback(_turns.reset, _turns.set((*held, *lease.locks, self._slots)))
             yield
 
-    def _key(self, name: str, weights: Mapping[str, Path] | None = None) -> ModelKey:
+    def _key(
+        self, name: str, weights: Mapping[str, Path] | None = None, adapters: Adapters = NO_ADAPTERS
+    ) -> ModelKey:
         info = self.find(name)
+        if adapters and not info.adapters:
+            raise RequestError(
+                f"The request asks for LoRAs or ControlNets, and {info.name} takes none",
+                "Leave them out, or name a diffusion model",
+            )
         names = {file.filename for file in info.weights}
         given = {file: path for file, path in self._weights.items() if file in names} | dict(weights or {})
-        return ModelKey(info, device_name(self.context.device), self.context.dtype, tuple(sorted(given.items())))
+        device = device_name(self.context.device)
+        files = [path for path in map(Path, adapters.loras) if path.is_file()]
+        return ModelKey(
+            info,
+            device,
+            self.context.dtype,
+            tuple(sorted(given.items())),
+            adapters,
+            tuple(map(file_stamp, files)),
+        )
 
     def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:
         if (key.info.weights or key.weights) and self.pool.get_shared_components(key) is None:
@@ -284,7 +332,7 @@ class ModelManager:
                 )
             return files[name]
 
-        context = replace(self.context, share=share, index=self._index, weights=path_of)
+        context = replace(self.context, share=share, index=self._index, weights=path_of, adapters=key.adapters)
         try:
             with process_defaults:
                 model = self.plugins.load_model(info, context)

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from iopaint_core.errors import (
     InputError,
@@ -138,6 +138,8 @@ class ModelInfo:
     """False if the licence forbids commercial use."""
     path: Path | None = None
     """Where it is, if it was found on this machine rather than announced."""
+    adapters: bool = False
+    """Whether its plugin loads it with the `Adapters` that a request asks for."""
 
     @property
     def qualified_name(self) -> str:
@@ -163,6 +165,27 @@ def _no_weights(name: str) -> Path:
     raise WeightsError(f"No file of weights is called {name}", "Announce it in ModelInfo.weights")
 
 
+@dataclass(frozen=True)
+class Adapters:
+    """What is loaded with a model, besides its own weights, because a request asks for it.
+
+    With each it is another model to the pool; the weights are shared, and held once.
+    """
+
+    loras: tuple[str, ...] = ()
+    """Safetensors files, or those of the hub: `owner/name`, `owner/name/file.safetensors`."""
+    lcm_lora: bool = False
+    """The LoRA of latent-consistency for the model's family."""
+    controlnets: tuple[str, ...] = ()
+    """Folders in diffusers' layout, or repositories of the hub."""
+
+    def __bool__(self) -> bool:
+        return self != NO_ADAPTERS
+
+
+NO_ADAPTERS = Adapters()
+
+
 DTYPES = ("float32", "float16", "bfloat16")
 """What weights may be cast to, as torch spells it."""
 
@@ -185,6 +208,8 @@ class LoadContext:
     """Knows which weights are equal; the functions that make components use it."""
     weights: Callable[[str], Path] = _no_weights
     """Gives the path of one of the model's `WeightFile`s by its name, fetching it if need be."""
+    adapters: Adapters = NO_ADAPTERS
+    """What to load with the model; only for one that announces `ModelInfo.adapters`."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {None, *DTYPES}:
@@ -355,6 +380,16 @@ def _request_error(found: list[Any], cls: type) -> RequestError:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank weights that change how a diffusion model paints."""
+
+    name: Annotated[str, MinLen(1)]
+    """A safetensors file, or one of the hub: `owner/name`, `owner/name/file.safetensors`."""
+    scale: float = 1.0
+    """How much of it is added to the model's own weights."""
+
+
+@dataclass(frozen=True)
 class InpaintRequest(_Validated):
     """How to inpaint: IOPaint's names and defaults. IOPaint leaves most ranges open; here a value that can't
     mean anything, such as a negative margin, is refused.
@@ -408,6 +443,26 @@ class InpaintRequest(_Validated):
     """How closely InstructPix2Pix follows the picture."""
     paint_by_example_example_image: str | None = None
     """What Paint by Example is to paint: the bytes of a picture file, in base64."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs of the user's own, for this request alone."""
+    sd_lcm_lora: bool = False
+    """Paint in few steps, 4 to 8, with the LoRA of latent-consistency; implies the sampler `LCM`."""
+    enable_controlnet: bool = False
+    """Have ControlNets keep the result to the picture's outlines, or whatever they look at."""
+    controlnet_method: str | tuple[str, ...] = "lllyasviel/control_v11p_sd15_canny"
+    """One or several: folders or repositories of the hub, whose names say what they look at: `canny`, `inpaint`."""
+    controlnet_conditioning_scale: Annotated[float, Ge(0), Le(1)] = 0.4
+    """How much they count, each."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """What the model is to be loaded with."""
+        methods = (self.controlnet_method,) if isinstance(self.controlnet_method, str) else self.controlnet_method
+        return Adapters(
+            tuple(lora.name for lora in self.loras),
+            self.sd_lcm_lora,
+            methods if self.enable_controlnet else (),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from diffusers import (
     PNDMScheduler,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -542,6 +543,37 @@ ORIGINALS = {
     "sdxl inpainting": _original("StableDiffusionXLInpaintPipeline", 9, [768, 1280], use_linear_projection=True),
 }
 """Makes and saves those that `save_original` can write too."""
+
+
+def save_lora(path, model, *, seed=1, kohya=False, layers=("to_q", "to_k", "to_v")):
+    """A LoRA for a UNet or transformer: as diffusers saves it, or as kohya's scripts do."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, layer in model.named_modules():
+        if name.endswith(layers):
+            down = torch.randn(4, layer.in_features, generator=generator)
+            up = torch.randn(layer.out_features, 4, generator=generator)
+            if kohya:
+                prefix = f"lora_unet_{name.replace('.', '_')}"
+                tensors |= {f"{prefix}.lora_down.weight": down, f"{prefix}.lora_up.weight": up}
+                tensors[f"{prefix}.alpha"] = torch.tensor(2.0)
+            else:
+                tensors |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path
+
+
+def save_controlnet(folder, model, *, seed=1):
+    """A ControlNet for a UNet; a new one would change nothing."""
+    torch.manual_seed(seed)
+    base = UNet2DConditionModel.from_config({**model.config, "in_channels": 4})
+    controlnet = diffusers.ControlNetModel.from_unet(base, load_weights_from_unet=False)
+    for parameter in controlnet.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    controlnet.save_pretrained(folder)
+    return folder
+
 
 MAKERS = {
     "StableDiffusionPipeline": _sd("StableDiffusionPipeline", 4),

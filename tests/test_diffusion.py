@@ -94,7 +94,7 @@ def saved_components(folder, class_name):
     }
 
 
-def painted(folder, class_name, request=REQUEST):
+def painted(folder, class_name, request=REQUEST, prepare=lambda pipeline: pipeline, **more):
     """What diffusers paints by itself, from a folder that it has saved."""
     row = PIPELINES[class_name]
     components = saved_components(folder, class_name)
@@ -105,6 +105,7 @@ def painted(folder, class_name, request=REQUEST):
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)  # torch takes other kernels for weights that may be trained
     pipeline = getattr(diffusers, row.pipeline)(**components)
+    pipeline = prepare(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if row.samplers:
         pipeline.scheduler = scheduler_for(request.sd_sampler, pipeline.scheduler.config)
@@ -116,7 +117,7 @@ def painted(folder, class_name, request=REQUEST):
     if row.mask:
         arguments["mask_image"] = PIL.Image.fromarray(MASK)
     generator = torch.Generator("cpu").manual_seed(request.sd_seed)
-    result = pipeline(**arguments, image=PIL.Image.fromarray(IMAGE), generator=generator).images[0]
+    result = pipeline(**arguments, image=PIL.Image.fromarray(IMAGE), generator=generator, **more).images[0]
     return np.asarray(result.resize((512, 512), PIL.Image.Resampling.LANCZOS))
 
 

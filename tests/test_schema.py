@@ -65,6 +65,11 @@ def test_a_request_has_the_names_and_defaults_of_iopaint():
         "sd_seed": 42,
         "p2p_image_guidance_scale": 1.5,
         "paint_by_example_example_image": None,
+        "loras": (),
+        "sd_lcm_lora": False,
+        "enable_controlnet": False,
+        "controlnet_method": "lllyasviel/control_v11p_sd15_canny",
+        "controlnet_conditioning_scale": 0.4,
     }
 
 

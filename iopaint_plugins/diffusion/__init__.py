@@ -24,4 +24,4 @@ def iopaint_load_model(info: ModelInfo, context: LoadContext) -> InpaintModel:
 
     if info.path is None:
         raise WeightsError(f"{info.name} was not found on this machine", "Scan again")
-    return DiffusionModel(*load_checkpoint(info.path, context))
+    return DiffusionModel(*load_checkpoint(info.path, context), context.adapters)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from iopaint_core import TensorFiles, WeightsError, hub_folder, module_component
+from iopaint_plugins.diffusion.adapters import add_loras, controlnet_folder, lora_files
 from iopaint_plugins.diffusion.pipelines import PIPELINES, Row
 from iopaint_plugins.diffusion.singlefile import checkpoint_parts, configs_of
 
@@ -57,8 +58,7 @@ class _Part:
     def component(self, context: LoadContext, dtype: str) -> Component[Any]:
         """It, to be shared."""
         if self.files is not None:
-            config = json.loads((self.folder / "config.json").read_bytes())
-            return module_component(self.cls, self.files, context, config=config, dtype=dtype)
+            return module_component(self.cls, self.files, context, config=_config(self.folder), dtype=dtype)
         files = TensorFiles.find(self.folder, variant=_variant(self.folder, dtype))
         if self.cls.__name__ in _RENAMED_TENSORS:
             rename = partial(_rename, rules=_RENAMED_TENSORS[self.cls.__name__])
@@ -79,36 +79,61 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     folder = path if path.is_dir() else configs_of(path, context)
     index = _read_index(folder)
     row = _row_of(index, folder)
-    pipeline = _pipeline_of(row, index, folder)
+    pipeline = _pipeline_of(row, index, folder, context)
+    parts = _parts_of(path, folder, index, row, context)
+    parameters = inspect.signature(pipeline).parameters
+    optional = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
+    absent = {name for name, entry in index.items() if entry == [None, None]} | set(pipeline._optional_components)
+    lacking = parameters.keys() - optional - absent - parts.keys() - {"controlnet"}
+    if lacking:
+        raise WeightsError(
+            f"{path} has no {', '.join(sorted(lacking))}, which {pipeline.__name__} needs", "Get the model again"
+        )
+    unet = _config(parts["unet"].folder) if "unet" in parts else {}
+    loras = lora_files(context.adapters, context, unet)
+    nets = _controlnets(context, unet)
+    dtype = context.dtype or ("float32" if context.device == "cpu" else row.dtype)
+    modules = context.share(
+        {name: part.component(context, dtype) for name, part in (parts | nets).items() if part.has_weights}
+    )
+    arguments = {
+        **_settings(index),
+        **dict.fromkeys(absent - parts.keys()),
+        **{name: part.own() for name, part in parts.items() if not part.has_weights and name in parameters},
+        **modules,
+        "controlnet": [modules[name] for name in nets],
+    }
+    made = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
+    add_loras(made, loras, context.adapters)
+    made.set_progress_bar_config(disable=True)
+    return made, row
+
+
+def _parts_of(
+    path: Path, folder: Path, index: Mapping[str, Any], row: Row, context: LoadContext
+) -> dict[str, _Part]:
+    """All components, by the pipeline's names for them."""
     parts = _parts(index, folder)
     if row.prior and not any(name.startswith("prior_") for name in parts):
         prior = hub_folder(row.prior, context)
         parts |= {f"prior_{name}": part for name, part in _parts(_read_index(prior), prior).items()}
-    if path.is_file():
-        weights = checkpoint_parts(path, folder)
-        parts = {
-            name: _Part(part.cls, part.folder, weights[name]) if name in weights else part
-            for name, part in parts.items()
-            if name in weights or not part.has_weights
-        }
-    parameters = inspect.signature(pipeline).parameters
-    optional = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
-    absent = {name for name, entry in index.items() if entry == [None, None]} | set(pipeline._optional_components)
-    lacking = parameters.keys() - optional - absent - parts.keys()
-    if lacking:
-        raise WeightsError(
-            f"{path} has no {', '.join(sorted(lacking))}, which {row.pipeline} needs", "Get the model again"
-        )
-    dtype = context.dtype or ("float32" if context.device == "cpu" else row.dtype)
-    shared = {name: part.component(context, dtype) for name, part in parts.items() if part.has_weights}
-    made = pipeline(
-        **{name: value for name, value in _settings(index).items() if name in parameters},
-        **{name: None for name in absent - parts.keys() if name in parameters},
-        **{name: part.own() for name, part in parts.items() if not part.has_weights and name in parameters},
-        **{name: part for name, part in context.share(shared).items() if name in parameters},
-    )
-    made.set_progress_bar_config(disable=True)
-    return made, row
+    if path.is_dir():
+        return parts
+    weights = checkpoint_parts(path, folder)
+    return {
+        name: _Part(part.cls, part.folder, weights[name]) if name in weights else part
+        for name, part in parts.items()
+        if name in weights or not part.has_weights
+    }
+
+
+def _controlnets(context: LoadContext, unet: Mapping[str, Any]) -> dict[str, _Part]:
+    import diffusers
+
+    return {
+        f"controlnet_{number}": _Part(diffusers.ControlNetModel, controlnet_folder(name, context, unet))
+        for number, name in enumerate(context.adapters.controlnets)
+    }
 
 
 def _read_index(folder: Path) -> Mapping[str, Any]:
@@ -122,6 +147,15 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
     return index
 
 
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    try:
+        config: Mapping[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} can't be read: {error}", "Get the model again") from error
+    return config
+
+
 def _row_of(index: Mapping[str, Any], folder: Path) -> Row:
     name = str(index.get("_class_name"))
     if name not in PIPELINES:
@@ -133,13 +167,16 @@ def _row_of(index: Mapping[str, Any], folder: Path) -> Row:
     return PIPELINES[name]
 
 
-def _pipeline_of(row: Row, index: Mapping[str, Any], folder: Path) -> Any:  # noqa: ANN401 - diffusers is not typed
+def _pipeline_of(row: Row, index: Mapping[str, Any], folder: Path, context: LoadContext) -> Any:  # noqa: ANN401 - diffusers is not typed
     import diffusers
 
-    pipeline = getattr(diffusers, row.pipeline, None)
+    name = row.controlnet if context.adapters.controlnets else row.pipeline
+    if not name:
+        raise WeightsError(f"{row.pipeline} takes no ControlNets", "Leave them out, or take another model")
+    pipeline = getattr(diffusers, name, None)
     if pipeline is None:
         raise WeightsError(
-            f"{folder} needs {row.pipeline}, which diffusers {diffusers.__version__} does not have",
+            f"{folder} needs {name}, which diffusers {diffusers.__version__} does not have",
             f"pip install --upgrade diffusers; {index.get('_diffusers_version', 'a later one')} saved the folder",
         )
     return pipeline

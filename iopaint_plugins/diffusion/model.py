@@ -8,7 +8,8 @@ import io
 import random
 from typing import TYPE_CHECKING, Any
 
-from iopaint_core import InpaintModel, InputError, report_progress
+from iopaint_core import InpaintModel, InputError, Sampler, report_progress
+from iopaint_plugins.diffusion.adapters import control_image, lora_bytes, lora_names
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import PIL.Image
     from numpy.typing import NDArray
 
-    from iopaint_core import InpaintRequest
+    from iopaint_core import Adapters, InpaintRequest
     from iopaint_plugins.diffusion.pipelines import Row
 
 
@@ -29,9 +30,11 @@ class DiffusionModel(InpaintModel):
     mask_blur = True
     min_size = 512
 
-    def __init__(self, pipeline: Any, row: Row) -> None:  # noqa: ANN401 - diffusers is not typed
+    def __init__(self, pipeline: Any, row: Row, adapters: Adapters) -> None:  # noqa: ANN401 - diffusers is not typed
         self._pipeline = pipeline
         self._row = row
+        self._adapters = adapters
+        self.nbytes = lora_bytes(pipeline)
         self._config = pipeline.scheduler.config
         self.pad_multiple = row.multiple
 
@@ -44,8 +47,16 @@ class DiffusionModel(InpaintModel):
         import torch
 
         pipeline, row = self._pipeline, self._row
+        if request.adapters != self._adapters:
+            raise InputError(
+                "This model was loaded without the LoRAs or ControlNets of the request, or with others",
+                "Call ModelManager.inpaint, or load it with adapters=request.adapters",
+            )
         if row.samplers:
-            pipeline.scheduler = scheduler_for(request.sd_sampler, self._config)
+            sampler = Sampler.LCM if request.sd_lcm_lora else request.sd_sampler
+            pipeline.scheduler = scheduler_for(sampler, self._config)
+        if names := lora_names(self._adapters):
+            pipeline.set_adapters(names, [*(lora.scale for lora in request.loras), 1.0][: len(names)])
         seed = random.SystemRandom().randrange(2**31) if request.sd_seed == -1 else request.sd_seed
         height, width = mask.shape
         size = {"height": height, "width": width, "max_area": height * width}
@@ -56,6 +67,9 @@ class DiffusionModel(InpaintModel):
             "image": PIL.Image.fromarray(image),
             "generator": torch.Generator("cpu").manual_seed(seed),
         }
+        if nets := self._adapters.controlnets:
+            arguments["control_image"] = [control_image(name, image, mask) for name in nets]
+            arguments["controlnet_conditioning_scale"] = [request.controlnet_conditioning_scale] * len(nets)
         if row.mask:
             arguments["mask_image"] = PIL.Image.fromarray(mask)
         painted: PIL.Image.Image = pipeline(**arguments, **self._reporting(request.sd_steps)).images[0]

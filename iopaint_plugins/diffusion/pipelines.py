@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from iopaint_core import ModelType
@@ -40,14 +40,28 @@ class Row:
     """What it is told of the size, in pixels."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """More arguments."""
+    controlnet: str = ""
+    """The class of diffusers that takes ControlNets besides."""
     prior: str = ""
     """A repository whose components it needs besides its own, each named with `prior_` before it."""
 
 
-_SD = Row("StableDiffusionInpaintPipeline", ModelType.DIFFUSERS_SD, 8, samplers=True)
-_SD_INPAINT = Row("StableDiffusionInpaintPipeline", ModelType.DIFFUSERS_SD_INPAINT, 8, samplers=True)
-_SDXL = Row("StableDiffusionXLInpaintPipeline", ModelType.DIFFUSERS_SDXL, 8, samplers=True)
-_SDXL_INPAINT = Row("StableDiffusionXLInpaintPipeline", ModelType.DIFFUSERS_SDXL_INPAINT, 8, samplers=True)
+_SD = Row(
+    "StableDiffusionInpaintPipeline",
+    ModelType.DIFFUSERS_SD,
+    8,
+    samplers=True,
+    controlnet="StableDiffusionControlNetInpaintPipeline",
+)
+_SD_INPAINT = replace(_SD, type=ModelType.DIFFUSERS_SD_INPAINT)
+_SDXL = Row(
+    "StableDiffusionXLInpaintPipeline",
+    ModelType.DIFFUSERS_SDXL,
+    8,
+    samplers=True,
+    controlnet="StableDiffusionXLControlNetInpaintPipeline",
+)
+_SDXL_INPAINT = replace(_SDXL, type=ModelType.DIFFUSERS_SDXL_INPAINT)
 _SD3 = Row("StableDiffusion3InpaintPipeline", ModelType.DIFFUSERS_OTHER, 16)
 _FLUX_TAKES = {**_PROMPT, **_STEPS, **_GUIDANCE, **_STRENGTH}
 _FLUX = Row("FluxInpaintPipeline", ModelType.DIFFUSERS_OTHER, 16, _FLUX_TAKES, dtype="bfloat16")
