@@ -4,30 +4,36 @@ import base64
 import io
 import json
 import shutil
-import threading
+import subprocess
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import checkpointfiles
 import diffusers
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import photograph
+from conftest import ROOT, photograph
 from originals import save_original
-from pipelines import MAKERS, ORIGINALS, kandinsky_prior
+from pipelines import MAKERS, ORIGINALS, kandinsky_prior, save_lora
 from transformers import CLIPImageProcessor
 from weights import hub_cache
 
 from iopaint_core import (
     InpaintRequest,
     InputError,
+    Lora,
     ModelLoadError,
     ModelManager,
     ModelPool,
     RequestError,
     Sampler,
     WeightsError,
+    local_models,
     scan_models,
 )
 from iopaint_plugins.diffusion.pipelines import PIPELINES
@@ -169,6 +175,38 @@ class TestShared:
         own = sum(parameter.nbytes for module in modules for parameter in module.parameters())
         assert 0 <= stats.devices["cpu"].resident - own < 10_000, "besides parameters, a few buffers"
 
+    def test_a_single_file_needs_configs_and_finds_them_offline(self, home, monkeypatch, tmp_path):
+        """Beside it, or in the cache of the hub under one of two names."""
+        pipeline = ORIGINALS["sd1"](tmp_path / "whole")
+        monkeypatch.setenv("IOPAINT_OFFLINE", "1")
+        home.mkdir(parents=True)
+        save_original(pipeline, home / "model.safetensors")
+        words = "stable-diffusion-v1-5/stable-diffusion-v1-5 is needed, and is not in .*hf download"
+        with pytest.raises(ModelLoadError, match=words):
+            ModelManager().load("model.safetensors")
+        configs = tmp_path / "configs"
+        shutil.copytree(tmp_path / "whole", configs, ignore=shutil.ignore_patterns("*.safetensors"))
+        hub_cache(cache(), configs, "runwayml/stable-diffusion-v1-5")
+        result = ModelManager().inpaint("model.safetensors", IMAGE, MASK, REQUEST)
+        assert np.array_equal(result, painted(tmp_path / "whole", "StableDiffusionPipeline"))
+        shutil.rmtree(cache())
+        configs.rename(home / "model")
+        assert np.array_equal(result, ModelManager().inpaint("model.safetensors", IMAGE, MASK, REQUEST))
+
+    @pytest.mark.parametrize(("dtype", "expected"), [("float16", "half"), ("float32", "whole")])
+    def test_half_precision_is_read_where_it_is_saved_and_wanted(self, model, dtype, expected):
+        pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(model)
+        with torch.no_grad():
+            for parameter in pipeline.unet.parameters():
+                parameter.fill_(0.5)
+        pipeline.unet.half().save_pretrained(model / "unet", variant="fp16")
+        manager = ModelManager(context=replace(ModelManager().context, dtype=dtype))
+        with manager.load("model"):
+            unet = manager.pool.get_shared_components(next(iter(manager.pool.stats().leases)))["unet"]
+            halves = {bool((parameter == 0.5).all()) for parameter in unet.parameters()}
+            assert ("half" if halves == {True} else "whole") == expected
+            assert unet.dtype is getattr(torch, dtype)
+
     def test_fine_tunes_share_what_is_equal_and_keep_what_is_their_own(self, model, home):
         for name, seed, part in (("tune", 1, "unet"), ("vae-tune", 2, "vae")):
             shutil.copytree(model, home / name)
@@ -180,6 +218,20 @@ class TestShared:
         assert sorted(len(held.users) for held in manager.pool.stats().components) == [1, 1, 2, 2, 3]
         for name, picture in pictures.items():
             assert np.array_equal(picture, painted(home / name, "StableDiffusionInpaintPipeline"))
+
+    def test_the_example_prints_what_two_fine_tunes_share(self, model, home):
+        shutil.copytree(model, home / "tune")
+        MAKERS["StableDiffusionInpaintPipeline"](home.parent / "made", 1)
+        shutil.rmtree(home / "tune" / "unet")
+        shutil.copytree(home.parent / "made" / "unet", home / "tune" / "unet")
+        command = [sys.executable, ROOT / "examples" / "sharing.py"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "model  (diffusers_sd_inpaint)\n" in listed.stdout
+        done = subprocess.run([*command, "model", "tune"], capture_output=True, text=True, check=True)
+        lines = done.stdout.splitlines()
+        assert [line.rpartition(" in ")[2] for line in lines if "AutoencoderKL" in line] == ["model and tune"]
+        assert sorted(line.rpartition(" in ")[2] for line in lines if "UNet2D" in line) == ["model", "tune"]
+        assert lines[-1].endswith("MB saved by sharing")
 
 
 class TestRequest:
@@ -258,39 +310,29 @@ class TestRequest:
 
 class TestThreads:
     def test_models_that_share_components_paint_what_each_paints_alone(self, model, home):
-        """8 threads, 4 models of which each two share a UNet, 64 requests with different samplers and seeds."""
+        """8 threads, 4 models of which each two share a UNet, 200 requests: samplers, seeds, LoRAs."""
         for name in ("two", "three", "four"):
             shutil.copytree(model, home / name)
         for name in ("three", "four"):
             MAKERS["StableDiffusionInpaintPipeline"](home.parent / "made" / name, 5)
             shutil.rmtree(home / name / "unet")
             shutil.copytree(home.parent / "made" / name / "unet", home / name / "unet")
+        unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet")
+        loras = [(), *((Lora(str(save_lora(home.parent / f"{i}.safetensors", unet, seed=i))),) for i in range(2))]
         samplers = [Sampler.UNIPC, Sampler.EULER_A, Sampler.DDIM, Sampler.DPM_2M_KARRAS]
-        tasks = [
-            (name, replace(REQUEST, sd_sampler=samplers[i % 4], sd_seed=i % 3, sd_steps=1 + i % 2, sd_strength=1.0))
-            for i in range(16)
-            for name in ("model", "two", "three", "four")
+        requests = [
+            replace(
+                REQUEST, sd_sampler=samplers[i % 4], sd_seed=i % 5, sd_steps=1, sd_strength=1.0, loras=loras[i % 3]
+            )
+            for i in range(10)
         ]
+        tasks = [(name, requests[i % 10]) for i in range(50) for name in ("model", "two", "three", "four")]
         alone = ModelManager()
         expected = {task: alone.inpaint(task[0], IMAGE, MASK, task[1]) for task in set(tasks)}
         manager = ModelManager(concurrency=2)
-        results, todo, lock = {}, list(enumerate(tasks)), threading.Lock()
-
-        def work():
-            while True:
-                with lock:
-                    if not todo:
-                        return
-                    i, (name, request) = todo.pop()
-                results[i] = manager.inpaint(name, IMAGE, MASK, request)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(600)
-            assert not thread.is_alive()
-        assert all(np.array_equal(results[i], expected[task]) for i, task in enumerate(tasks))
+        with ThreadPoolExecutor(8) as threads:
+            results = list(threads.map(lambda task: manager.inpaint(task[0], IMAGE, MASK, task[1]), tasks))
+        assert all(np.array_equal(result, expected[task]) for result, task in zip(results, tasks, strict=True))
         stats = manager.pool.stats()
         assert set(stats.leases.values()) == {0}
         assert len(stats.components) == 4
@@ -334,6 +376,41 @@ class TestBadInput:
         monkeypatch.syspath_prepend(str(tmp_path))
         self.index(model, unet=["evil", "UNet"])
         self.refused("needs UNet of evil as its unet, which is not there")
+
+    def test_a_pipeline_that_is_not_known_to_inpaint(self, model):
+        self.index(model, _class_name="StableDiffusionUpscalePipeline", _diffusers_version="0.99.0")
+        self.refused(r"holds a StableDiffusionUpscalePipeline, saved by diffusers 0\.99\.0, which is not known")
+
+    def test_a_pipeline_that_this_diffusers_lacks(self, model, monkeypatch):
+        class Older(types.ModuleType):
+            def __getattr__(self, name):
+                if name == "StableDiffusionInpaintPipeline":
+                    raise AttributeError(name)
+                return getattr(diffusers, name)
+
+        older = Older("diffusers")
+        older.__version__ = "0.1.0"
+        monkeypatch.setitem(sys.modules, "diffusers", older)
+        self.index(model, _diffusers_version="0.99.0")
+        self.refused(r"needs StableDiffusionInpaintPipeline, which diffusers 0\.1\.0 does not have.*0\.99\.0 saved")
+
+    def test_an_index_that_is_gone_since_the_scan(self, model):
+        manager = ModelManager()
+        manager.scan()
+        (model / "model_index.json").unlink()
+        with pytest.raises(
+            ModelLoadError, match=r"model_index\.json can't be read.*Name a folder that diffusers has"
+        ):
+            manager.load("model")
+
+    def test_a_transformer_alone(self, home):
+        checkpointfiles.write(home / "model", checkpointfiles.flux()).rename(home / "model.safetensors")
+        with pytest.raises(ModelLoadError, match="is the transformer of a flux model alone"):
+            ModelManager().load("model.safetensors")
+
+    def test_a_config_that_is_cut_off(self, model):
+        (model / "unet" / "config.json").write_text('{"in_')
+        assert [problem for path, problem in local_models().problems if path == model]
 
     def test_a_load_that_dies_at_its_last_component_leaves_nothing(self, model):
         path = model / "unet" / "diffusion_pytorch_model.safetensors"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from iopaint_core import TensorFiles, WeightsError, hub_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import PIL.Image
@@ -60,11 +61,35 @@ def add_loras(pipeline: Any, files: tuple[Path, ...], adapters: Adapters) -> Non
         raise WeightsError(f"{type(pipeline).__name__} takes no LoRAs", "Leave them out, or take another model")
     for name, file in zip(lora_names(adapters), files, strict=True):
         try:
-            pipeline.load_lora_weights(TensorFiles((file,)).open(), adapter_name=name)
+            with _without_chance():
+                pipeline.load_lora_weights(TensorFiles((file,)).open(), adapter_name=name, low_cpu_mem_usage=False)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise _misfit(file, " ".join(str(error).split())[:300]) from error
         if not any(name in names for names in pipeline.get_list_adapters().values()):
             raise _misfit(file, "it has no weights for any layer of the model")
+
+
+def _without_chance() -> AbstractContextManager[object]:
+    """In this thread, have torch fill with zeros what it would fill with random numbers, which nobody is to see.
+
+    PEFT fills the weights of a LoRA before it reads them, unless `low_cpu_mem_usage` is asked for: that replaces
+    `nn.Module.register_parameter` for all threads, and then models that others load meanwhile lose theirs.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutChance(TorchFunctionMode):
+        def __torch_function__(
+            self,
+            func: Callable[..., Any],
+            types: object,
+            args: tuple[Any, ...] = (),
+            kwargs: Mapping[str, Any] | None = None,
+        ) -> object:
+            if func.__name__ in {"kaiming_uniform_", "uniform_", "normal_"}:
+                return (args[0] if args else (kwargs or {})["tensor"]).data.zero_()
+            return func(*args, **(kwargs or {}))
+
+    return WithoutChance()
 
 
 def lora_bytes(pipeline: Any) -> int:  # noqa: ANN401 - diffusers is not typed
