@@ -63,6 +63,7 @@ class ModelKey(NamedTuple):
     """What a request has it loaded with."""
     stamps: tuple[tuple[int, ...], ...] = ()
     """Of the adapters' files: one that is replaced is another."""
+    safety_checker: bool = True
 
     def __str__(self) -> str:
         return self.info.name
@@ -288,6 +289,7 @@ class ModelManager:
             tuple(sorted(given.items())),
             adapters,
             tuple(map(file_stamp, files)),
+            self.context.safety_checker,
         )
 
     def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:

@@ -210,6 +210,8 @@ class LoadContext:
     """Gives the path of one of the model's `WeightFile`s by its name, fetching it if need be."""
     adapters: Adapters = NO_ADAPTERS
     """What to load with the model; only for one that announces `ModelInfo.adapters`."""
+    safety_checker: bool = True
+    """Load a model's own checker of its pictures, if it has one."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {None, *DTYPES}:

@@ -1,6 +1,7 @@
 """Diffusion models: each class of the table, put together from shared components, paints what diffusers paints."""
 
 import base64
+import dataclasses
 import io
 import json
 import shutil
@@ -17,16 +18,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT, photograph
 from originals import save_original
-from pipelines import MAKERS, ORIGINALS, kandinsky_prior, save_lora
+from pipelines import MAKERS, ORIGINALS, kandinsky_prior, save_lora, with_safety_checker
 from transformers import CLIPImageProcessor
 from weights import hub_cache
 
 from iopaint_core import (
     InpaintRequest,
     InputError,
+    LoadContext,
     Lora,
+    ModelError,
     ModelLoadError,
     ModelManager,
     ModelPool,
@@ -36,6 +40,7 @@ from iopaint_core import (
     local_models,
     scan_models,
 )
+from iopaint_core.cli import main
 from iopaint_plugins.diffusion.pipelines import PIPELINES
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
@@ -306,6 +311,34 @@ class TestRequest:
         monkeypatch.setattr(diffusers.utils.logging.get_logger("diffusers"), "propagate", True)
         ModelManager().inpaint("model", IMAGE, MASK, replace(REQUEST, prompt="cat " * 10_000))
         assert "was truncated" in caplog.text
+
+
+class TestSafetyChecker:
+    def test_a_picture_that_it_finds_unfit_is_an_error_and_not_black(self, home):
+        with_safety_checker(home / "model")
+        with pytest.raises(ModelError, match=r"safety checker found the picture unfit.*--no-safety-checker"):
+            ModelManager().inpaint("model", IMAGE, MASK, REQUEST)
+
+    def test_it_is_left_out_where_the_host_says_so(self, home, tmp_path):
+        with_safety_checker(home / "model")
+        manager = ModelManager(context=LoadContext(safety_checker=False))
+        result = manager.inpaint("model", IMAGE, MASK, REQUEST)
+        assert len(manager.pool.stats().components) == 3
+        PIL.Image.fromarray(IMAGE).save(tmp_path / "photo.png")
+        PIL.Image.fromarray(MASK).save(tmp_path / "mask.png")
+        (tmp_path / "request.json").write_text(json.dumps(dataclasses.asdict(REQUEST)))
+        options = {"--image": "photo.png", "--mask": "mask.png", "--output": "out.png", "--config": "request.json"}
+        command = [
+            "run",
+            "--model",
+            "model",
+            *(str(tmp_path / x) if "." in x else x for y in options.items() for x in y),
+        ]
+        for option, code in (("--no-safety-checker", 0), ("--overwrite", 1)):
+            done = CliRunner().invoke(main, [*command, option])
+            assert done.exit_code == code, done.output
+        assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "out.png")), result)
+        assert "safety checker" in done.output
 
 
 class TestThreads:

@@ -78,6 +78,8 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     """
     folder = path if path.is_dir() else configs_of(path, context)
     index = _read_index(folder)
+    if not context.safety_checker and "safety_checker" in index:
+        index = {**index, "safety_checker": [None, None], "requires_safety_checker": False}
     row = _row_of(index, folder)
     pipeline = _pipeline_of(row, index, folder, context)
     parts = _parts_of(path, folder, index, row, context)

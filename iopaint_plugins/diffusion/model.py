@@ -8,7 +8,7 @@ import io
 import random
 from typing import TYPE_CHECKING, Any
 
-from iopaint_core import InpaintModel, InputError, Sampler, report_progress
+from iopaint_core import InpaintModel, InputError, ModelError, Sampler, report_progress
 from iopaint_plugins.diffusion.adapters import control_image, lora_bytes, lora_names
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
@@ -72,7 +72,14 @@ class DiffusionModel(InpaintModel):
             arguments["controlnet_conditioning_scale"] = [request.controlnet_conditioning_scale] * len(nets)
         if row.mask:
             arguments["mask_image"] = PIL.Image.fromarray(mask)
-        painted: PIL.Image.Image = pipeline(**arguments, **self._reporting(request.sd_steps)).images[0]
+        result = pipeline(**arguments, **self._reporting(request.sd_steps))
+        if any(getattr(result, "nsfw_content_detected", None) or ()):
+            raise ModelError(
+                "The model's safety checker found the picture unfit to be shown, and gave a black one",
+                "Take another seed or prompt; or leave the checker out: --no-safety-checker, or "
+                "LoadContext(safety_checker=False)",
+            )
+        painted: PIL.Image.Image = result.images[0]
         if painted.size != (width, height):  # some choose a size of their own
             painted = painted.resize((width, height), PIL.Image.Resampling.LANCZOS)
         return np.asarray(painted.convert("RGB"))

@@ -106,8 +106,10 @@ _PIX2PIX = Row(
 
 PIPELINES: Mapping[str, Row] = {
     "StableDiffusionPipeline": _SD,
+    "StableDiffusionImg2ImgPipeline": _SD,
     "StableDiffusionInpaintPipeline": _SD_INPAINT,
     "StableDiffusionXLPipeline": _SDXL,
+    "StableDiffusionXLImg2ImgPipeline": _SDXL,
     "StableDiffusionXLInpaintPipeline": _SDXL_INPAINT,
     "StableDiffusion3Pipeline": _SD3,
     "StableDiffusion3InpaintPipeline": _SD3,
