@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-deep parity lint bench bench-checkpoints bench-pool wheel clean
+.PHONY: demo test test-deep parity lint bench bench-checkpoints bench-diffusion bench-pool wheel clean
 
 demo: .venv/base  ## Remove an object from a photograph.
 	@mkdir -p demo
@@ -36,6 +36,9 @@ bench:  ## Measure against IOPaint 1.6.0; the first run sets up two environments
 
 bench-checkpoints:  ## Measure how checkpoints are told apart, in the environments of `make bench`.
 	$(PYTHON) benchmarks/checkpoints.py
+
+bench-diffusion:  ## Measure what a diffusion model's call takes around the pipeline's, in the environments of `make bench`.
+	$(PYTHON) benchmarks/diffusion.py
 
 bench-pool:  ## Measure the pool against other ways to hold models; half an hour, 9 GB of weights, the same environments.
 	$(PYTHON) benchmarks/pool.py --setup

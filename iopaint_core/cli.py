@@ -150,6 +150,7 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
     "--trust", is_flag=True, help="Load files that can run code though their hash is not the declared one."
 )
 @click.option("--offline", is_flag=True, help="Open no connection.")
+@click.option("--low-mem", is_flag=True, help="Take less memory, and more time; diffusion models know how.")
 @click.option("--no-safety-checker", is_flag=True, help="Leave out a model's checker of its own pictures.")
 @click.pass_obj
 def run(
@@ -169,6 +170,7 @@ def run(
     weights: tuple[str, ...],
     trust: bool,
     offline: bool,
+    low_mem: bool,
     no_safety_checker: bool,
 ) -> None:
     """Run a model on a picture or a folder of pictures.
@@ -186,7 +188,9 @@ def run(
     PIL.Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit
     with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
         jobs = batch.plan(image, mask, output, recursive=recursive, overwrite=overwrite)
-        context = replace(default_context(), device=device, safety_checker=not no_safety_checker)
+        context = replace(
+            default_context(), device=device, safety_checker=not no_safety_checker, low_memory=low_mem
+        )
         context = replace(context, cache=model_dir or context.cache, offline=offline or context.offline)
         plugins = _plugins(plugins_dir)
         store = _store(context, trust=trust)

@@ -179,11 +179,13 @@ def blend(result: Image, image: Image, mask: Mask, blur: int) -> Image:
     import cv2
     import numpy as np
 
-    inside = (mask > 0)[..., np.newaxis]
     if not blur:
-        return np.where(inside, result, image)
+        return np.where((mask > 0)[..., np.newaxis], result, image)
+    x, y, width, height = cv2.boundingRect(mask)
+    margin = blur + 1
+    part = slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
     size = 2 * blur + 1
-    faded = cv2.GaussianBlur(mask, (size, size), 0)
-    alpha = np.maximum(mask, faded)[..., np.newaxis].astype("float32") / 255
-    mixed = result * alpha + image * (1 - alpha)
-    return np.where(alpha == 0, image, mixed.round().astype("uint8"))
+    alpha = np.maximum(mask[part], cv2.GaussianBlur(mask[part], (size, size), 0)).astype("float32") / 255
+    blended = image.copy()
+    blended[part] = cv2.blendLinear(result[part], image[part], alpha, 1 - alpha)
+    return blended

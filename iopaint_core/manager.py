@@ -64,6 +64,7 @@ class ModelKey(NamedTuple):
     stamps: tuple[tuple[int, ...], ...] = ()
     """Of the adapters' files: one that is replaced is another."""
     safety_checker: bool = True
+    low_memory: bool = False
 
     def __str__(self) -> str:
         return self.info.name
@@ -290,6 +291,7 @@ class ModelManager:
             adapters,
             tuple(map(file_stamp, files)),
             self.context.safety_checker,
+            self.context.low_memory,
         )
 
     def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:

@@ -212,6 +212,8 @@ class LoadContext:
     """What to load with the model; only for one that announces `ModelInfo.adapters`."""
     safety_checker: bool = True
     """Load a model's own checker of its pictures, if it has one."""
+    low_memory: bool = False
+    """Take less memory while a model runs, at the cost of time, where its plugin knows how."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {None, *DTYPES}:

@@ -190,7 +190,9 @@ class TestWrongLoras:
         assert manager.pool.stats().leases == {}
         manager.inpaint("model", IMAGE, MASK, REQUEST)
 
-    @pytest.mark.parametrize("name", ["/nowhere/lora.safetensors", "../a/b", "lora.safetensors"])
+    @pytest.mark.parametrize(
+        "name", ["/nowhere/lora.safetensors", "../a/b", "lora.safetensors", "loras/lora.safetensors"]
+    )
     def test_what_is_no_file(self, model, name):
         self.refused(asking((name, 1.0)), "is no file, and none of the hub")
 

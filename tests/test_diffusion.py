@@ -313,6 +313,27 @@ class TestRequest:
         assert "was truncated" in caplog.text
 
 
+class TestLowMemory:
+    @pytest.mark.parametrize(
+        "class_name", ["StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline", "FluxPipeline"]
+    )
+    def test_it_decodes_in_tiles_and_attends_in_slices(self, home, class_name):
+        def save_memory(pipeline):
+            pipeline.enable_attention_slicing()
+            pipeline.vae.enable_tiling()
+            return pipeline
+
+        MAKERS[class_name](home / "model")
+        config = home / "model" / "vae" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 256}))
+        manager = ModelManager(context=LoadContext(low_memory=True))
+        result = manager.inpaint("model", IMAGE, MASK, REQUEST)
+        assert np.array_equal(result, painted(home / "model", class_name, prepare=save_memory))
+        whole = ModelManager(pool=manager.pool).inpaint("model", IMAGE, MASK, REQUEST)
+        assert not np.array_equal(result, whole), "it is told apart in the pool, and tiles show"
+        assert np.abs(result - whole.astype(float)).mean() < 30
+
+
 class TestSafetyChecker:
     def test_a_picture_that_it_finds_unfit_is_an_error_and_not_black(self, home):
         with_safety_checker(home / "model")

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +98,17 @@ def test_matching_gives_the_colours_of_the_reference():
     everywhere = np.ones((50, 50), bool)
     assert np.array_equal(imaging.match_histograms(image, reference, everywhere), reference)
     assert np.array_equal(imaging.match_histograms(image, reference, ~everywhere), image)
+
+
+@given(mask=masks, blur=st.integers(1, 12))
+def test_blur_mixes_by_the_blurred_mask_wherever_the_mask_is(mask, blur):
+    image, result = (np.random.default_rng(seed).integers(0, 256, (*mask.shape, 3), np.uint8) for seed in (0, 1))
+    size = 2 * blur + 1
+    alpha = np.maximum(mask, cv2.GaussianBlur(mask, (size, size), 0))[..., None] / 255
+    blended = imaging.blend(result, image, mask, blur)
+    assert np.abs(blended - (result * alpha + image * (1 - alpha))).max() <= 0.51
+    assert np.array_equal(blended[alpha[..., 0] == 0], image[alpha[..., 0] == 0])
+    assert np.array_equal(blended[mask == 255], result[mask == 255])
 
 
 def test_blur_fades_into_the_picture_and_leaves_nothing_of_what_was_masked():

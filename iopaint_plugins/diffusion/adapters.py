@@ -26,7 +26,7 @@ _LCM = {768: "latent-consistency/lcm-lora-sdv1-5", 2048: "latent-consistency/lcm
 _LORA_FILE = "pytorch_lora_weights.safetensors"
 _ATTENDS = re.compile(r"attn2[._]to_k.*\.(lora_down|lora_A|lora\.down|down)\b")
 """The tensor of a LoRA that is as wide as what the UNet attends to."""
-_REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(?P<filename>.+))?")
+_REPOSITORY = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*(?<!\.safetensors))(/(?P<filename>.+\.safetensors))?")
 
 
 def lora_files(adapters: Adapters, context: LoadContext, unet: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -158,7 +158,7 @@ def _lora_file(name: str, context: LoadContext) -> Path:
     if path.is_file():
         return path
     match = _REPOSITORY.fullmatch(name)
-    if match is None or path.is_absolute() or ".." in path.parts:
+    if match is None:
         raise WeightsError(
             f"{name!r} is no file, and none of the hub",
             "Give a safetensors file, owner/name, or owner/name/file.safetensors",

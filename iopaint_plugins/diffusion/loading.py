@@ -107,8 +107,18 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     }
     made = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
     add_loras(made, loras, context.adapters)
+    if context.low_memory:
+        _save_memory(made)
     made.set_progress_bar_config(disable=True)
     return made, row
+
+
+def _save_memory(pipeline: Any) -> None:  # noqa: ANN401 - diffusers is not typed
+    """Attend in slices, and decode in tiles, where the model can."""
+    pipeline.enable_attention_slicing()
+    vae: Any = getattr(pipeline, "vae", None)
+    if hasattr(vae, "enable_tiling"):
+        vae.enable_tiling()
 
 
 def _parts_of(
