@@ -33,7 +33,15 @@ from iopaint_core.errors import (
     WeightsError,
 )
 from iopaint_core.hookspecs import BasePlugin, hookimpl
-from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, report_progress
+from iopaint_core.models import (
+    ImageModel,
+    InpaintModel,
+    MaskModel,
+    Model,
+    report_preview,
+    report_progress,
+    wants_preview,
+)
 from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import (
     Adapters,
@@ -217,10 +225,12 @@ __all__ = [
     "raise_if_cancelled",
     "read_mask",
     "read_picture",
+    "report_preview",
     "report_progress",
     "scan",
     "scan_models",
     "scan_plugin_models",
+    "wants_preview",
     "write_picture",
 ]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from iopaint_core.imaging import Image, Mask
-    from iopaint_core.models import Model, Progress
+    from iopaint_core.models import Model, Preview, Progress
     from iopaint_core.pool import Lease
     from iopaint_core.schema import ImageRequest, MaskRequest
 
@@ -72,10 +72,11 @@ class AsyncModelManager:
         request: InpaintRequest | None = None,
         *,
         progress: Progress | None = None,
+        preview: Preview | None = None,
     ) -> Image:
-        """See `ModelManager.inpaint`; `progress` is called in the thread that works."""
+        """See `ModelManager.inpaint`; `progress` and `preview` are called in the thread that works."""
         asked = InpaintRequest() if request is None else InpaintRequest.validate(request)
-        call = partial(self.manager.inpaint, name, image, mask, asked)
+        call = partial(self.manager.inpaint, name, image, mask, asked, preview=preview)
         return await self._work(name, call, progress, asked.adapters)
 
     async def process(

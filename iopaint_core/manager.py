@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
-    from iopaint_core.models import Progress
+    from iopaint_core.models import Preview, Progress
     from iopaint_core.schema import ImageRequest, LoadContext, MaskRequest, ModelInfo
 
 Shape = TypeVar("Shape", bound=Model)
@@ -204,11 +204,15 @@ class ModelManager:
         request: InpaintRequest | None = None,
         *,
         progress: Progress | None = None,
+        preview: Preview | None = None,
     ) -> Image:
         """Repaint what a mask covers; see `InpaintModel`."""
         asked = InpaintRequest() if request is None else InpaintRequest.validate(request)
         return self._call(
-            name, InpaintModel, lambda model: model(image, mask, asked, progress=progress), asked.adapters
+            name,
+            InpaintModel,
+            lambda model: model(image, mask, asked, progress=progress, preview=preview),
+            asked.adapters,
         )
 
     def process(

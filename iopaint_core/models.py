@@ -12,6 +12,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from iopaint_core import imaging
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with (step, total) while a model works; what it raises cancels the work."""
 
+Preview = Callable[["Image"], None]
+"""Called with the picture as it would be if the work ended now; what it raises cancels the work."""
+
 _logger = logging.getLogger(__name__)
 _progress: contextvars.ContextVar[Progress | None] = contextvars.ContextVar("iopaint_progress", default=None)
+_preview: contextvars.ContextVar[Preview | None] = contextvars.ContextVar("iopaint_preview", default=None)
 
 
 def report_progress(step: int, total: int) -> None:
@@ -33,6 +38,21 @@ def report_progress(step: int, total: int) -> None:
     report = _progress.get()
     if report is not None:
         report(step, total)
+
+
+def wants_preview() -> bool:
+    """Called inside `forward`: whether the host asks for previews, which may take time to make."""
+    return _preview.get() is not None
+
+
+def report_preview(image: Image) -> None:
+    """Called inside `InpaintModel.forward`: show the host what it would return now, an array as it will return.
+
+    What the host raises cancels the work.
+    """
+    show = _preview.get()
+    if show is not None:
+        show(image)
 
 
 class Model:
@@ -75,12 +95,15 @@ class InpaintModel(Model, ABC):
         request: InpaintRequest | None = None,
         *,
         progress: Progress | None = None,
+        preview: Preview | None = None,
     ) -> Image:
         """Repaint what `mask` covers (above 127) and return a new RGB `uint8` array of the image's shape.
 
         Pixels outside the mask come back bit for bit, unless the request or `mask_blur` says otherwise. With
         `use_extender` the result is as large as the image and the request's rectangle together.
-        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
+        `preview` is called with the picture so far, by models that can show it.
+        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward`, `progress` or `preview`
+        raises.
         """
         request = InpaintRequest() if request is None else InpaintRequest.validate(request)
         _check_image(image)
@@ -88,7 +111,7 @@ class InpaintModel(Model, ABC):
         covered = imaging.binarize(mask)
         if mask.any() and not covered.any():
             _logger.warning("The mask covers nothing: its largest value is %d, and above 127 counts", mask.max())
-        with _reporting_to(progress):
+        with _reporting_to(progress), _showing_to(preview):
             if request.use_croper:
                 return self._cropped(image, covered, request)
             if request.use_extender:
@@ -102,24 +125,30 @@ class InpaintModel(Model, ABC):
         framed = imaging.reframe(image, mask, box)
         if framed is None:
             raise _outside("extender", box, image)
-        return imaging.compose(image, self._painted(*framed, replace(request, sd_strength=1.0)), box)
+        with _showing(lambda part: imaging.compose(image, part, box)) as finish:
+            return finish(self._painted(*framed, replace(request, sd_strength=1.0)))
 
     def _cropped(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
         asked = imaging.Box.at(request.croper_x, request.croper_y, request.croper_width, request.croper_height)
         box = asked & imaging.Box.at(0, 0, mask.shape[1], mask.shape[0])
         if box is None:
             raise _outside("croper", asked, image)
-        return imaging.compose(image, self._painted(image[box.slices], mask[box.slices], request), box)
+        with _showing(lambda part: imaging.compose(image, part, box)) as finish:
+            return finish(self._painted(image[box.slices], mask[box.slices], request))
 
     def _painted(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
         """Repaint all that the mask covers, and nothing else."""
         if not mask.any():
             _logger.warning("The mask is empty, so the picture is returned unchanged")
             return image.copy()
-        result = self._repaint(image, mask, request)
-        if not request.sd_keep_unmasked_area:
-            return result.copy()
-        return imaging.blend(result, image, mask, request.sd_mask_blur if self.mask_blur else 0)
+
+        def composite(result: Image) -> Image:
+            if not request.sd_keep_unmasked_area:
+                return result.copy()
+            return imaging.blend(result, image, mask, request.sd_mask_blur if self.mask_blur else 0)
+
+        with _showing(composite) as finish:
+            return finish(self._repaint(image, mask, request))
 
     def _repaint(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
         longer = max(mask.shape)
@@ -128,7 +157,7 @@ class InpaintModel(Model, ABC):
             result = image.copy()
             boxes = imaging.crop_boxes(mask, request.hd_strategy_crop_margin)
             for part, box in enumerate(boxes):
-                with _reporting_part(part, len(boxes)):
+                with _reporting_part(part, len(boxes)), _showing(partial(_pasted, result, box)):
                     result[box.slices] = self._forward_padded(image[box.slices], mask[box.slices], request)
             return result
         limit = request.hd_strategy_resize_limit if strategy is HDStrategy.RESIZE else longer
@@ -137,7 +166,8 @@ class InpaintModel(Model, ABC):
         with _reporting_part(0, 1):
             if longer > limit:
                 small = imaging.shrink(image, mask, limit)
-                return imaging.enlarge(self._forward_padded(*small, request), *mask.shape)
+                with _showing(lambda part: imaging.enlarge(part, *mask.shape)) as finish:
+                    return finish(self._forward_padded(*small, request))
             return self._forward_padded(image, mask, request)
 
     def _forward_padded(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
@@ -146,12 +176,15 @@ class InpaintModel(Model, ABC):
             imaging.pad(array, multiple=self.pad_multiple, min_size=self.min_size, square=self.square)
             for array in (image, mask)
         )
-        result = self.forward(padded, padded_mask, request)
-        _check_output(self, result, [padded.shape])
-        result = result[:height, :width]
-        if request.sd_match_histograms:
-            result = imaging.match_histograms(result, image, mask == 0)
-        return result
+        shape = padded.shape
+
+        def unpadded(result: Image) -> Image:
+            _check_output(self, result, [shape])
+            result = result[:height, :width]
+            return imaging.match_histograms(result, image, mask == 0) if request.sd_match_histograms else result
+
+        with _showing(unpadded) as finish:
+            return finish(self.forward(padded, padded_mask, request))
 
 
 class ImageModel(Model, ABC):
@@ -223,6 +256,32 @@ def _reporting_to(progress: Progress | None) -> Iterator[None]:
         yield
     finally:
         _progress.reset(token)
+
+
+@contextlib.contextmanager
+def _showing_to(preview: Preview | None) -> Iterator[None]:
+    token = _preview.set(preview)
+    try:
+        yield
+    finally:
+        _preview.reset(token)
+
+
+@contextlib.contextmanager
+def _showing(finish: Callable[[Image], Image]) -> Iterator[Callable[[Image], Image]]:
+    """Have previews go through `finish`, as the result will; gives it back."""
+    show = _preview.get()
+    if show is None:
+        yield finish
+        return
+    with _showing_to(lambda image: show(finish(image))):
+        yield finish
+
+
+def _pasted(whole: Image, box: imaging.Box, part: Image) -> Image:
+    whole = whole.copy()
+    whole[box.slices] = part
+    return whole
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import make_plugin
+from conftest import ROOT, make_plugin
 from pipelines import MAKERS, ORIGINALS, save_controlnet, save_lora
 from safetensors.torch import load_file, save_file
 from test_diffusion import IMAGE, MASK, REQUEST, cache, home, model, painted
@@ -27,7 +27,9 @@ from iopaint_core import (
     ModelManager,
     PluginManager,
     RequestError,
+    read_picture,
 )
+from iopaint_plugins.diffusion.adapters import control_image
 
 __all__ = ["home", "model"]
 
@@ -282,9 +284,17 @@ class TestControlNets:
         assert np.array_equal(*pictures)
         assert [len(held.users) for held in manager.pool.stats().components] == [2, 2, 2, 2]
 
+    def test_outlines_are_those_that_iopaint_shows_it(self):
+        photo = read_picture(ROOT / "examples" / "astronaut.jpg").rgb
+        expected = np.repeat(cv2.Canny(photo, 100, 200)[..., None], 3, axis=2)
+        shown = control_image("lllyasviel/control_v11p_sd15_canny", photo, np.zeros(photo.shape[:2], np.uint8))
+        assert np.array_equal(np.asarray(shown), expected)
+
     def refused(self, folder, words):
+        manager = ModelManager()
         with pytest.raises(ModelLoadError, match=words):
-            ModelManager().inpaint("model", IMAGE, MASK, controlled(folder))
+            manager.inpaint("model", IMAGE, MASK, controlled(folder))
+        assert manager.pool.stats().components == (), "it is told before anything is loaded"
 
     def test_one_of_another_family(self, model, home, tmp_path):
         ORIGINALS["sd2"](home / "other")

@@ -313,6 +313,35 @@ class TestRequest:
         assert "was truncated" in caplog.text
 
 
+class TestPreview:
+    @pytest.mark.parametrize(
+        "class_name",
+        [
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionXLPipeline",
+            "StableDiffusion3Pipeline",
+            "FluxPipeline",
+            "PaintByExamplePipeline",
+        ],
+    )
+    def test_each_step_shows_the_picture_and_changes_nothing(self, home, class_name):
+        MAKERS[class_name](home / "model")
+        manager, shown, request = ModelManager(), [], replace(REQUEST, sd_strength=1.0)
+        result = manager.inpaint("model", IMAGE, MASK, request, preview=shown.append)
+        assert len(shown) >= request.sd_steps
+        if class_name == "StableDiffusion3Pipeline":  # in the end diffusers leaves out the VAE's shift
+            assert np.abs(shown[-1] - result.astype(float)).mean() < 3
+        else:
+            assert np.array_equal(shown[-1], result)
+        assert not np.array_equal(shown[0], result)
+        assert np.array_equal(manager.inpaint("model", IMAGE, MASK, request), result)
+
+    def test_a_model_that_can_not_show_it_paints_all_the_same(self, home):
+        MAKERS["ZImagePipeline"](home / "model")
+        shown = []
+        ModelManager().inpaint("model", IMAGE, MASK, REQUEST, preview=shown.append)
+
+
 class TestLowMemory:
     @pytest.mark.parametrize(
         "class_name", ["StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline", "FluxPipeline"]

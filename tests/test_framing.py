@@ -7,7 +7,18 @@ from conftest import Red, photograph
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iopaint_core import HDStrategy, InpaintModel, InpaintRequest, InputError, RequestError, batch, read_picture
+from iopaint_core import (
+    HDStrategy,
+    InpaintModel,
+    InpaintRequest,
+    InputError,
+    ModelOutputError,
+    RequestError,
+    batch,
+    read_picture,
+    report_preview,
+    wants_preview,
+)
 
 RED = (255, 0, 0)
 
@@ -150,3 +161,73 @@ class TestWholePictures:
 
         Parts()(photograph(40, 64), masked(40, 64, 2, 2, 4, 4), InpaintRequest(sd_scale=0.5))
         assert sizes == [(40, 64)]
+
+
+class Showing(InpaintModel):
+    """Shows twice what it paints, the second time as it returns it."""
+
+    pad_multiple = 8
+    mask_blur = True
+
+    def __init__(self, *, whole):
+        self.whole = whole
+
+    def forward(self, image, mask, request):
+        assert wants_preview()
+        report_preview(np.zeros_like(image))
+        result = 255 - image
+        report_preview(result)
+        return result
+
+
+class TestPreview:
+    @given(
+        st.booleans(),
+        st.sampled_from(HDStrategy),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "sd_scale": st.floats(0.1, 1),
+                "sd_keep_unmasked_area": st.booleans(),
+                "sd_match_histograms": st.booleans(),
+                "use_croper": st.booleans(),
+                "use_extender": st.booleans(),
+                "croper_width": st.integers(40, 80),
+                "extender_x": st.integers(-20, 20),
+            },
+        ),
+    )
+    def test_the_last_preview_is_the_result(self, whole, strategy, options):
+        options = {"croper_height": 40, "extender_width": 70, "extender_height": 50, **options}
+        request = InpaintRequest(
+            hd_strategy=strategy, hd_strategy_crop_trigger_size=30, hd_strategy_crop_margin=2,
+            hd_strategy_resize_limit=30, **options,
+        )  # fmt: skip
+        mask = masked(40, 60, 5, 5, 12, 12) | masked(40, 60, 30, 45, 36, 50)
+        shown = []
+        result = Showing(whole=whole)(photograph(40, 60), mask, request, preview=shown.append)
+        assert np.array_equal(shown[-1], result)
+        assert {image.shape for image in shown} == {result.shape}
+        assert not np.array_equal(shown[0], result)
+
+    def test_without_somebody_to_show_it_to_there_is_none(self):
+        class Asked(InpaintModel):
+            def forward(self, image, mask, request):
+                report_preview(image[:1])
+                image[:] = 255 * wants_preview()
+                return image
+
+        assert not Asked()(photograph(40, 60), masked(40, 60, 0, 0, 40, 60)).any()
+
+    def test_what_the_host_raises_cancels(self):
+        with pytest.raises(ZeroDivisionError):
+            Showing(whole=True)(photograph(40, 60), masked(40, 60, 0, 0, 9, 9), preview=lambda image: 1 / 0)
+
+    def test_a_preview_of_another_shape_is_the_models_fault(self):
+        class Wrong(InpaintModel):
+            def forward(self, image, mask, request):
+                report_preview(image[:1])
+                return image
+
+        with pytest.raises(ModelOutputError):
+            Wrong()(photograph(40, 60), masked(40, 60, 0, 0, 9, 9), preview=lambda image: None)

@@ -10,7 +10,15 @@ import io
 import random
 from typing import TYPE_CHECKING, Any
 
-from iopaint_core import InpaintModel, InputError, ModelError, Sampler, report_progress
+from iopaint_core import (
+    InpaintModel,
+    InputError,
+    ModelError,
+    Sampler,
+    report_preview,
+    report_progress,
+    wants_preview,
+)
 from iopaint_plugins.diffusion.adapters import control_image, lora_bytes, lora_names
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from iopaint_core import Adapters, InpaintRequest
     from iopaint_plugins.diffusion.pipelines import Row
@@ -76,7 +85,7 @@ class DiffusionModel(InpaintModel):
             arguments["controlnet_conditioning_scale"] = [request.controlnet_conditioning_scale] * len(nets)
         if row.mask:
             arguments["mask_image"] = PIL.Image.fromarray(mask)
-        result = pipeline(**arguments, **self._reporting(request.sd_steps))
+        result = pipeline(**arguments, **self._reporting(request.sd_steps, mask.shape))
         if any(getattr(result, "nsfw_content_detected", None) or ()):
             raise ModelError(
                 "The model's safety checker found the picture unfit to be shown, and gave a black one",
@@ -107,19 +116,41 @@ class DiffusionModel(InpaintModel):
             taken["example_image"] = _example(taken["example_image"])
         return taken
 
-    def _reporting(self, steps: int) -> Mapping[str, Any]:
+    def _reporting(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
         """What makes a pipeline tell of its steps; a report that raises ends it."""
 
         def on_step_end(pipeline: object, step: int, timestep: object, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - diffusers' own
-            report_progress(min(step + 1, steps), steps)
+            on_step(step, timestep, state["latents"])
             return state
 
-        def on_step(step: int, timestep: object, latents: object) -> None:  # noqa: ARG001 - diffusers' own
+        def on_step(step: int, timestep: object, latents: Tensor) -> None:  # noqa: ARG001 - diffusers' own
             report_progress(min(step + 1, steps), steps)
+            if wants_preview():
+                self._show(latents, *size)
 
         if self._reports_step_end:
             return {"callback_on_step_end": on_step_end}
         return {"callback": on_step, "callback_steps": 1}
+
+    def _show(self, latents: Tensor, height: int, width: int) -> None:
+        """Report a preview, where the VAE is one that takes latents as they are, once unpacked."""
+        import numpy as np
+        import torch
+        from diffusers import AutoencoderKL
+
+        pipeline = self._pipeline
+        if not isinstance(getattr(pipeline, "vae", None), AutoencoderKL):
+            return
+        vae: Any = pipeline.vae
+        if vae.config.force_upcast and vae.dtype == torch.float16:
+            return
+        if latents.ndim == 3:
+            latents = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
+        with torch.no_grad():
+            scaled = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+            decoded = vae.decode(scaled, return_dict=False)[0]
+        (shown,) = pipeline.image_processor.postprocess(decoded, output_type="pil")
+        report_preview(np.asarray(shown))
 
 
 def _example(text: str | None) -> PIL.Image.Image:
