@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import copy
 import inspect
 import io
@@ -163,7 +162,7 @@ def _example(text: str | None) -> PIL.Image.Image:
         )
     try:
         return PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
-    except (binascii.Error, OSError) as error:
+    except (ValueError, OSError, PIL.Image.DecompressionBombError) as error:
         raise InputError(
             f"The example image can't be read: {error}", "Give the bytes of a JPEG or PNG file, in base64"
         ) from error
