@@ -374,6 +374,8 @@ class TestSafetyChecker:
         manager = ModelManager(context=LoadContext(safety_checker=False))
         result = manager.inpaint("model", IMAGE, MASK, REQUEST)
         assert len(manager.pool.stats().components) == 3
+        with pytest.raises(ModelError, match="safety checker"):
+            ModelManager(pool=manager.pool).inpaint("model", IMAGE, MASK, REQUEST)
         PIL.Image.fromarray(IMAGE).save(tmp_path / "photo.png")
         PIL.Image.fromarray(MASK).save(tmp_path / "mask.png")
         (tmp_path / "request.json").write_text(json.dumps(dataclasses.asdict(REQUEST)))
