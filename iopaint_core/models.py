@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from iopaint_core import imaging
 from iopaint_core.errors import InputError, ModelOutputError
@@ -21,6 +21,8 @@ from iopaint_core.schema import HDStrategy, ImageRequest, InpaintRequest, MaskRe
 
 if TYPE_CHECKING:
     from iopaint_core.imaging import Image, Mask
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 """Called with (step, total) while a model works; what it raises cancels the work."""
@@ -111,7 +113,7 @@ class InpaintModel(Model, ABC):
         covered = imaging.binarize(mask)
         if mask.any() and not covered.any():
             _logger.warning("The mask covers nothing: its largest value is %d, and above 127 counts", mask.max())
-        with _reporting_to(progress), _showing_to(preview):
+        with _bound(_progress, progress), _bound(_preview, preview):
             if request.use_croper:
                 return self._cropped(image, covered, request)
             if request.use_extender:
@@ -205,7 +207,7 @@ class ImageModel(Model, ABC):
         """
         request = ImageRequest() if request is None else ImageRequest.validate(request)
         _check_image(image)
-        with _reporting_to(progress), _reporting_part(0, 1):
+        with _bound(_progress, progress), _reporting_part(0, 1):
             result = self.forward(image.copy(), request)
         shape = getattr(result, "shape", ())
         _check_output(self, result, [(*shape[:2], channels) for channels in (3, 4)])
@@ -234,7 +236,7 @@ class MaskModel(Model, ABC):
         for click in request.clicks:
             if click.x >= width or click.y >= height:
                 raise InputError(f"{click} is outside the image of {width} x {height}", "Click inside the image")
-        with _reporting_to(progress), _reporting_part(0, 1):
+        with _bound(_progress, progress), _reporting_part(0, 1):
             result = self.forward(image.copy(), request)
         _check_output(self, result, [(height, width)])
         return result
@@ -250,21 +252,12 @@ SHAPES: dict[Task, type[InpaintModel] | type[ImageModel] | type[MaskModel]] = {
 
 
 @contextlib.contextmanager
-def _reporting_to(progress: Progress | None) -> Iterator[None]:
-    token = _progress.set(progress)
+def _bound(variable: contextvars.ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _progress.reset(token)
-
-
-@contextlib.contextmanager
-def _showing_to(preview: Preview | None) -> Iterator[None]:
-    token = _preview.set(preview)
-    try:
-        yield
-    finally:
-        _preview.reset(token)
+        variable.reset(token)
 
 
 @contextlib.contextmanager
@@ -274,7 +267,7 @@ def _showing(finish: Callable[[Image], Image]) -> Iterator[Callable[[Image], Ima
     if show is None:
         yield finish
         return
-    with _showing_to(lambda image: show(finish(image))):
+    with _bound(_preview, lambda image: show(finish(image))):
         yield finish
 
 
@@ -291,7 +284,7 @@ def _reporting_part(part: int, parts: int) -> Iterator[None]:
     if report is None:
         yield
         return
-    with _reporting_to(lambda step, total: report(part * total + step, parts * total)):
+    with _bound(_progress, lambda step, total: report(part * total + step, parts * total)):
         yield
         report_progress(1, 1)
 

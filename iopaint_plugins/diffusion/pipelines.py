@@ -54,11 +54,10 @@ _SD = Row(
     controlnet="StableDiffusionControlNetInpaintPipeline",
 )
 _SD_INPAINT = replace(_SD, type=ModelType.DIFFUSERS_SD_INPAINT)
-_SDXL = Row(
-    "StableDiffusionXLInpaintPipeline",
-    ModelType.DIFFUSERS_SDXL,
-    8,
-    samplers=True,
+_SDXL = replace(
+    _SD,
+    pipeline="StableDiffusionXLInpaintPipeline",
+    type=ModelType.DIFFUSERS_SDXL,
     controlnet="StableDiffusionXLControlNetInpaintPipeline",
 )
 _SDXL_INPAINT = replace(_SDXL, type=ModelType.DIFFUSERS_SDXL_INPAINT)
