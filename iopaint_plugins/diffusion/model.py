@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from iopaint_plugins.diffusion.pipelines import Row
 
 
+_MAX_EXAMPLE = 25_000_000
+"""Pixels of an example image, of which the model sees 224 x 224; checked before it is decoded."""
+
+
 class DiffusionModel(InpaintModel):
     """Runs a pipeline on whole pictures of 512 pixels a side and more."""
 
@@ -161,7 +165,10 @@ def _example(text: str | None) -> PIL.Image.Image:
             "Give paint_by_example_example_image: a picture file in base64",
         )
     try:
-        return PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
+        with PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as example:
+            if example.width * example.height > _MAX_EXAMPLE:
+                raise ValueError(f"it has {example.width} x {example.height} pixels, more than {_MAX_EXAMPLE:,}")
+            return example.convert("RGB")
     except (ValueError, OSError, PIL.Image.DecompressionBombError) as error:
         raise InputError(
             f"The example image can't be read: {error}", "Give the bytes of a JPEG or PNG file, in base64"
