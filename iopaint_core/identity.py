@@ -8,6 +8,7 @@ are taken in the background, for the next process.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import logging
@@ -17,7 +18,7 @@ from collections import defaultdict
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from iopaint_core.errors import WeightsError
+from iopaint_core.errors import LoadCancelledError, WeightsError
 from iopaint_core.forking import renew_after_fork
 
 if TYPE_CHECKING:
@@ -160,11 +161,17 @@ def same_content(one: Weights, other: Weights) -> bool:
     )
 
 
-def digest(weights: Weights) -> str:
-    """`sha256:` of signature and content, whatever files and layout they came in."""
+def digest(weights: Weights, ends: threading.Event | None = None) -> str:
+    """`sha256:` of signature and content, whatever files and layout they came in.
+
+    Raises `LoadCancelledError` soon after `ends` is set.
+    """
     total = hashlib.sha256(repr(weights.signature()).encode())
     for content in weights.content().values():
-        total.update(content.data)
+        for start in range(0, content.size, _CHUNK):
+            if ends is not None and ends.is_set():
+                raise LoadCancelledError("The process ends", "Take the digest in the next one")
+            total.update(content[start : start + _CHUNK].data)
     return f"sha256:{total.hexdigest()}"
 
 
@@ -219,25 +226,36 @@ class DigestMemory:
 
 
 class _Hasher:
-    """A thread that takes digests one after the other, and ends with the process."""
+    """A thread that takes digests one after the other, and ends before the process does.
+
+    A thread that is within torch when the interpreter goes takes the process down with SIGABRT.
+    """
 
     def __init__(self, memory: DigestMemory) -> None:
         self.queue: SimpleQueue[Weights | threading.Event] = SimpleQueue()
         self._memory = memory
-        threading.Thread(target=self._run, name="iopaint digests", daemon=True).start()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="iopaint digests", daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._ends.set()
+        self.queue.put(threading.Event())
+        self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        while not self._ends.is_set():
             weights = self.queue.get()
             if isinstance(weights, threading.Event):
                 weights.set()
                 continue
             try:
                 state = _state(weights)
-                found = digest(weights)
+                found = digest(weights, self._ends)
                 if _state(weights) == state:
                     self._memory.put(state, found)
-            except WeightsError as error:
+            except (WeightsError, LoadCancelledError) as error:
                 _logger.info("No digest was taken: %s", error)
             except Exception:
                 _logger.exception("No digest was taken of %s", weights.paths)

@@ -246,6 +246,12 @@ class TestRequest:
         result = ModelManager().inpaint("model", IMAGE, MASK, request)
         assert np.array_equal(result, painted(model, "StableDiffusionInpaintPipeline", request))
 
+    def test_a_sampler_is_itself_whatever_the_models_own_scheduler_is(self):
+        own = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, algorithm_type="sde-dpmsolver++")
+        made = scheduler_for(Sampler.DPM_2M, own.config)
+        assert not made.config.use_karras_sigmas
+        assert made.config.algorithm_type == "dpmsolver++"
+
     @pytest.mark.parametrize(
         "change",
         [{"prompt": "grass"}, {"negative_prompt": ""}, {"sd_seed": 7}, {"sd_steps": 3}, {"sd_guidance_scale": 3.0}],

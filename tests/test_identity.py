@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import checkpointfiles
 import numpy as np
 import pytest
 import torch
@@ -442,3 +443,33 @@ def test_a_replaced_file_is_loaded_anew_by_the_pool(tmp_path):
     with pool.lease("b", weights.loader(folder, context)) as model:
         assert torch.equal(weights.encoded(model["vae"]), weights.encoded(make_vae(seed=1)))
     assert len(pool.stats().components) == 3
+
+
+ENDS = """
+import pathlib
+import sys
+import threading
+
+from iopaint_core import IdentityIndex, TensorFiles
+
+folder, opened = pathlib.Path(sys.argv[1]), threading.Event()
+
+
+class Told(TensorFiles):
+    def open(self):
+        opened.set()
+        return super().open()
+
+
+IdentityIndex(folder / "digests.sqlite").digest_later(Told((folder / "large.safetensors",)))
+assert opened.wait(60)
+"""
+
+
+def test_a_process_that_ends_while_a_digest_is_taken_ends_well(tmp_path):
+    """A thread that is within torch then would have it end by SIGABRT."""
+    checkpointfiles.write(tmp_path / "large.safetensors", {f"{i}.weight": [10_000, 10_000] for i in range(4)})
+    for _ in range(3):
+        command = [sys.executable, "-c", ENDS, tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+        assert (done.returncode, done.stderr) == (0, "")
