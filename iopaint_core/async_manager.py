@@ -75,7 +75,9 @@ class AsyncModelManager:
         preview: Preview | None = None,
     ) -> Image:
         """See `ModelManager.inpaint`; `progress` and `preview` are called in the thread that works."""
-        asked = InpaintRequest() if request is None else InpaintRequest.validate(request)
+        asked = InpaintRequest()
+        if request is not None:  # in a thread: pydantic may have to be imported first
+            asked = await asyncio.get_running_loop().run_in_executor(self._loads, asked.validate, request)
         call = partial(self.manager.inpaint, name, image, mask, asked, preview=preview)
         return await self._work(name, call, progress, asked.adapters)
 

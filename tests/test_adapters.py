@@ -307,6 +307,8 @@ class TestControlNets:
     def test_what_is_none(self, model, tmp_path):
         self.refused("nowhere-canny", "is no folder, and no repository of the hub")
         (tmp_path / "canny").mkdir()
+        self.refused(tmp_path / "canny", r"config\.json can't be read")
+        shutil.copytree(model / "unet", tmp_path / "canny", dirs_exist_ok=True)
         self.refused(tmp_path / "canny", "holds no ControlNet")
 
     def test_a_model_that_takes_none(self, home, tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iopaint_core import TensorFiles, WeightsError, hub_file
+from iopaint_plugins.diffusion.configs import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -117,12 +117,10 @@ def controlnet_folder(name: str, context: LoadContext, unet: Mapping[str, Any]) 
             )
         folder = hub_file(name, "config.json", context).parent
     control_of(name)
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        width = config["cross_attention_dim"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder} holds no ControlNet: {error!r}", "Name a folder of diffusers") from error
-    _check_width(f"{name} is a ControlNet", width, unet.get("cross_attention_dim"))
+    config = read_config(folder)
+    if config.get("_class_name") != "ControlNetModel":
+        raise WeightsError(f"{folder} holds no ControlNet", "Name a folder of diffusers that does")
+    _check_width(f"{name} is a ControlNet", config.get("cross_attention_dim"), unet.get("cross_attention_dim"))
     if folder != Path(name):
         hub_file(name, "diffusion_pytorch_model.safetensors", context)
     return folder

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from iopaint_core import TensorFiles, WeightsError, hub_folder, module_component
 from iopaint_plugins.diffusion.adapters import add_loras, controlnet_folder, lora_files
+from iopaint_plugins.diffusion.configs import read_config, read_index
 from iopaint_plugins.diffusion.pipelines import PIPELINES, Row
 from iopaint_plugins.diffusion.singlefile import checkpoint_parts, configs_of
 
@@ -58,7 +58,7 @@ class _Part:
     def component(self, context: LoadContext, dtype: str) -> Component[Any]:
         """It, to be shared."""
         if self.files is not None:
-            return module_component(self.cls, self.files, context, config=_config(self.folder), dtype=dtype)
+            return module_component(self.cls, self.files, context, config=read_config(self.folder), dtype=dtype)
         files = TensorFiles.find(self.folder, variant=_variant(self.folder, dtype))
         if self.cls.__name__ in _RENAMED_TENSORS:
             rename = partial(_rename, rules=_RENAMED_TENSORS[self.cls.__name__])
@@ -77,7 +77,7 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     `WeightsError`.
     """
     folder = path if path.is_dir() else configs_of(path, context)
-    index = _read_index(folder)
+    index = read_index(folder)
     if not context.safety_checker and "safety_checker" in index:
         index = {**index, "safety_checker": [None, None], "requires_safety_checker": False}
     row = _row_of(index, folder)
@@ -91,7 +91,7 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
         raise WeightsError(
             f"{path} has no {', '.join(sorted(lacking))}, which {pipeline.__name__} needs", "Get the model again"
         )
-    unet = _config(parts["unet"].folder) if "unet" in parts else {}
+    unet = read_config(parts["unet"].folder) if "unet" in parts else {}
     loras = lora_files(context.adapters, context, unet)
     nets = _controlnets(context, unet)
     dtype = context.dtype or ("float32" if context.device == "cpu" else row.dtype)
@@ -128,7 +128,7 @@ def _parts_of(
     parts = _parts(index, folder)
     if row.prior and not any(name.startswith("prior_") for name in parts):
         prior = hub_folder(row.prior, context)
-        parts |= {f"prior_{name}": part for name, part in _parts(_read_index(prior), prior).items()}
+        parts |= {f"prior_{name}": part for name, part in _parts(read_index(prior), prior).items()}
     if path.is_dir():
         return parts
     weights = checkpoint_parts(path, folder)
@@ -146,26 +146,6 @@ def _controlnets(context: LoadContext, unet: Mapping[str, Any]) -> dict[str, _Pa
         f"controlnet_{number}": _Part(diffusers.ControlNetModel, controlnet_folder(name, context, unet))
         for number, name in enumerate(context.adapters.controlnets)
     }
-
-
-def _read_index(folder: Path) -> Mapping[str, Any]:
-    path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_bytes())
-        if not isinstance(index, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} can't be read: {error}", "Name a folder that diffusers has saved") from error
-    return index
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    path = folder / "config.json"
-    try:
-        config: Mapping[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} can't be read: {error}", "Get the model again") from error
-    return config
 
 
 def _row_of(index: Mapping[str, Any], folder: Path) -> Row:

@@ -7,7 +7,6 @@ turns them into its own. Configs and tokenizers, which the files lack, are those
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from iopaint_core import (
     checkpoint_type,
     hub_folder,
 )
+from iopaint_plugins.diffusion.configs import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,14 +88,14 @@ def checkpoint_parts(path: Path, configs: Path) -> dict[str, TensorFiles]:
         return TensorFiles((path,), prefix=prefix, convert=convert, layout=f"original, as {configs}")
 
     parts = {
-        "unet": part(_UNET, partial(layouts.convert_ldm_unet_checkpoint, config=_config(configs / "unet"))),
-        "vae": part(_VAE, partial(_convert_vae, config=_config(configs / "vae"))),
+        "unet": part(_UNET, partial(layouts.convert_ldm_unet_checkpoint, config=read_config(configs / "unet"))),
+        "vae": part(_VAE, partial(_convert_vae, config=read_config(configs / "vae"))),
     }
     for component, prefix, openclip in _TEXT_ENCODERS:
         if any(name.startswith(prefix) for name in names):
             convert: Any = layouts.convert_ldm_clip_checkpoint
             if openclip:
-                text_model = SimpleNamespace(config=SimpleNamespace(**_config(configs / component)))
+                text_model = SimpleNamespace(config=SimpleNamespace(**read_config(configs / component)))
                 convert = partial(layouts.convert_open_clip_checkpoint, text_model, prefix=prefix)
             parts[component] = part(prefix, convert)
     return parts
@@ -110,8 +110,3 @@ def _convert_vae(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[
         name: tensor[..., 0, 0] if "attentions" in name and tensor.ndim == 4 else tensor
         for name, tensor in converted.items()
     }
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = json.loads((folder / "config.json").read_bytes())
-    return config
