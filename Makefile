@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test test-deep parity lint bench bench-checkpoints bench-diffusion bench-pool wheel clean
+.PHONY: demo test test-fast test-deep parity lint bench bench-checkpoints bench-diffusion bench-pool wheel clean
 
 demo: .venv/base  ## Remove an object from a photograph.
 	@mkdir -p demo
@@ -9,11 +10,14 @@ demo: .venv/base  ## Remove an object from a photograph.
 	@echo "Before: examples/astronaut.jpg"
 	@echo "After:  demo/astronaut.jpg (the mission patch on the suit is gone)"
 
-test: .venv/dev  ## Run the whole suite.
-	$(BIN)/python -m pytest
+test: .venv/dev dist/built  ## Run the whole suite, on two cores.
+	DIST=dist $(PYTEST) --durations 20
 
-test-deep: .venv/dev  ## Search longer for sequences that break the pool.
-	$(BIN)/python -m pytest tests/deep
+test-fast: .venv/dev  ## Run what needs no torch, no other process and no package: seconds.
+	$(PYTEST) -m 'not torch and not process and not package and not slow'
+
+test-deep: .venv/dev  ## Run what searches longer, and paints everything as large as for users.
+	$(PYTEST) -m slow
 
 parity: .venv/dev .venv-peer/bin/iopaint  ## Compare pictures with IOPaint 1.6.0, in an environment of its own of 6 GB.
 	$(BIN)/python -m pytest -s tests/parity
@@ -24,9 +28,8 @@ lint: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-wheel: .venv/dev  ## Build sdist and wheel, and try the wheel in an empty environment.
-	rm -rf dist build/empty
-	$(BIN)/python -m build
+wheel: dist/built  ## Build sdist and wheel, and try the wheel in an empty environment.
+	rm -rf build/empty
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install --quiet dist/*.whl
 	cd build/empty && bin/iopaint-core list && bin/iopaint-core doctor
@@ -45,6 +48,11 @@ bench-pool:  ## Measure the pool against other ways to hold models; half an hour
 
 clean:
 	rm -rf .venv demo dist build
+
+dist/built: pyproject.toml README.md LICENSE $(shell find iopaint_core iopaint_plugins -name '*.py') | .venv/dev
+	rm -rf dist
+	$(BIN)/python -m build
+	@touch $@
 
 .venv/base: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or later is needed: make PYTHON=...")'

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
 import signal
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -17,7 +20,23 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, once it is imported: workers have a core each
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out modules that import torch at their top if no test of torch is to run: the import takes seconds."""
+    if "not torch" in config.option.markexpr and collection_path.suffix == ".py":
+        return bool(re.search(r"^import torch$", collection_path.read_text(), re.MULTILINE)) or None
+    return None
+
+
+def pytest_collection_finish():
+    """Leave what is imported out of the thousands of garbage collections that tests ask for."""
+    gc.collect()
+    gc.freeze()
 
 
 class Red(InpaintModel):
@@ -70,6 +89,14 @@ def plugins():
 def manager(plugins):
     plugins.register(make_plugin("red"), "red")
     return ModelManager(plugins)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """Who waits some seconds before another try does not; gives the list of the seconds."""
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
 
 
 @pytest.fixture

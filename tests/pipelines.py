@@ -1,6 +1,10 @@
 """Tiny pipelines of diffusers with random weights, whole enough to be saved, loaded and run."""
 
+import functools
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import diffusers
 import torch
@@ -215,11 +219,23 @@ def flow():
     return FlowMatchEulerDiscreteScheduler()
 
 
+_session = tempfile.TemporaryDirectory(prefix="pipelines-")
+
+
+@functools.cache
+def _saved(make, seed):
+    """A pipeline and the folder where it is saved: made once a session, and only read after that."""
+    folder = Path(tempfile.mkdtemp(dir=_session.name))
+    torch.manual_seed(seed)
+    pipeline = make(folder)
+    pipeline.save_pretrained(folder)
+    return pipeline, folder
+
+
 def seeded(make):
     def made(folder, seed=0):
-        torch.manual_seed(seed)
-        pipeline = make(folder)
-        pipeline.save_pretrained(folder)
+        pipeline, saved = _saved(make, seed)
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
         return pipeline
 
     return made

@@ -6,7 +6,7 @@ import threading
 
 from iopaint_core import Component
 
-WATCHDOG = 10  # seconds; a hang fails the test, with all stacks, instead of hanging it
+WATCHDOG = 60  # seconds; a hang fails the test, with all stacks, instead of hanging it
 
 
 class Weights:

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, make_plugin
 from pipelines import MAKERS, ORIGINALS, save_controlnet, save_lora
 from safetensors.torch import load_file, save_file
-from test_diffusion import IMAGE, MASK, REQUEST, cache, home, model, painted
+from test_diffusion import IMAGE, MASK, REQUEST, cache, home, model, painted, small
 from weights import hub_cache
 
 from iopaint_core import (
@@ -31,11 +31,12 @@ from iopaint_core import (
 )
 from iopaint_plugins.diffusion.adapters import control_image
 
-__all__ = ["home", "model"]
+__all__ = ["home", "model", "small"]
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
+]
 
 CLASS = "StableDiffusionInpaintPipeline"
 

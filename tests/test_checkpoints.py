@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from iopaint_core import CheckpointType, Family, ModelType, WeightsError, checkpoint_type
 
+pytestmark = pytest.mark.torch
+
 KNOWN = {
     "sd1": (files.sd1, Family.SD1, False, ModelType.DIFFUSERS_SD),
     "sd1-inpaint": (lambda: files.sd1(9), Family.SD1, True, ModelType.DIFFUSERS_SD_INPAINT),

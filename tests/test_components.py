@@ -42,6 +42,8 @@ from iopaint_core import (
 )
 from iopaint_core.forks import Canonical
 
+pytestmark = pytest.mark.torch
+
 CONTEXT = LoadContext()
 
 

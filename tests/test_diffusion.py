@@ -20,6 +20,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import ROOT, photograph
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
 from originals import save_original
 from pipelines import MAKERS, ORIGINALS, kandinsky_prior, save_lora, with_safety_checker
 from transformers import CLIPImageProcessor
@@ -41,16 +42,23 @@ from iopaint_core import (
     scan_models,
 )
 from iopaint_core.cli import main
+from iopaint_plugins.diffusion.model import DiffusionModel
 from iopaint_plugins.diffusion.pipelines import PIPELINES
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
+SIDE = 64
+"""Pixels of a picture's side: a 64th of what `DiffusionModel.min_size` asks for, in as much less time."""
+
 pytestmark = [
+    pytest.mark.torch,
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 
-IMAGE = photograph(512, 512)
-MASK = np.zeros((512, 512), np.uint8)
-MASK[100:300, 100:300] = 255
+IMAGE = photograph(SIDE, SIDE)
+MASK = np.zeros((SIDE, SIDE), np.uint8)
+MASK[SIDE // 4 : 3 * SIDE // 4, SIDE // 4 : 3 * SIDE // 4] = 255
+LARGE = np.kron(IMAGE, np.ones((8, 8, 1), np.uint8))
+LARGE_MASK = np.kron(MASK, np.ones((8, 8), np.uint8))
 
 
 def as_base64(image):
@@ -65,8 +73,17 @@ REQUEST = InpaintRequest(
     sd_steps=2,
     sd_strength=0.9,
     sd_keep_unmasked_area=False,
-    paint_by_example_example_image=as_base64(IMAGE[:64, :64]),
+    paint_by_example_example_image=as_base64(IMAGE[:48]),
 )
+
+
+@pytest.fixture(autouse=True)
+def small(request, monkeypatch):
+    """Models paint pictures as small as those of most tests; those marked `full_size` paint as for users."""
+    if request.node.get_closest_marker("full_size") is None:
+        monkeypatch.setattr(DiffusionModel, "min_size", SIDE)
+        # It encodes a picture of a megapixel beside the one that it paints, whatever the size of that.
+        monkeypatch.setattr(pipeline_qwenimage_edit_inpaint, "calculate_dimensions", lambda *_: (SIDE, SIDE, None))
 
 
 @pytest.fixture
@@ -105,7 +122,9 @@ def saved_components(folder, class_name):
     }
 
 
-def painted(folder, class_name, request=REQUEST, prepare=lambda pipeline: pipeline, **more):
+def painted(
+    folder, class_name, request=REQUEST, prepare=lambda pipeline: pipeline, *, image=IMAGE, mask=MASK, **more
+):
     """What diffusers paints by itself, from a folder that it has saved."""
     row = PIPELINES[class_name]
     components = saved_components(folder, class_name)
@@ -122,14 +141,19 @@ def painted(folder, class_name, request=REQUEST, prepare=lambda pipeline: pipeli
         pipeline.scheduler = scheduler_for(request.sd_sampler, pipeline.scheduler.config)
     arguments = {theirs: getattr(request, ours) for ours, theirs in row.takes.items()}
     if "example_image" in arguments:
-        arguments["example_image"] = PIL.Image.fromarray(IMAGE[:64, :64])
-    size = {"height": 512, "width": 512, "max_area": 512 * 512}
+        arguments["example_image"] = PIL.Image.fromarray(IMAGE[:48])
+    height, width = mask.shape
+    size = {"height": height, "width": width, "max_area": height * width}
     arguments.update(row.fixed, **{name: size[name] for name in row.size})
     if row.mask:
-        arguments["mask_image"] = PIL.Image.fromarray(MASK)
+        arguments["mask_image"] = PIL.Image.fromarray(mask)
     generator = torch.Generator("cpu").manual_seed(request.sd_seed)
-    result = pipeline(**arguments, image=PIL.Image.fromarray(IMAGE), generator=generator, **more).images[0]
-    return np.asarray(result.resize((512, 512), PIL.Image.Resampling.LANCZOS))
+    result = pipeline(**arguments, image=PIL.Image.fromarray(image), generator=generator, **more).images[0]
+    return np.asarray(result.resize((width, height), PIL.Image.Resampling.LANCZOS))
+
+
+FULL_SIZE = {"StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline", "FluxPipeline"}
+"""One of each kind: a UNet, a UNet with two text encoders, a transformer."""
 
 
 class TestEveryClass:
@@ -149,6 +173,19 @@ class TestEveryClass:
         assert manager.pool.stats().counts.spoiled == 0
         again = manager.inpaint("model", IMAGE, MASK, REQUEST)
         assert np.array_equal(again, result), "nothing of a request is left for the next"
+
+    @pytest.mark.full_size
+    @pytest.mark.parametrize(
+        "class_name",
+        [pytest.param(name, marks=() if name in FULL_SIZE else pytest.mark.slow) for name in MAKERS],
+    )
+    def test_it_paints_as_large_as_models_do_for_users(self, home, class_name):
+        MAKERS[class_name](home / "model")
+        if PIPELINES[class_name].prior:
+            kandinsky_prior(home.parent.parent / "prior")
+            hub_cache(cache(), home.parent.parent / "prior", PIPELINES[class_name].prior)
+        result = ModelManager().inpaint("model", LARGE, LARGE_MASK, REQUEST)
+        assert np.array_equal(result, painted(home / "model", class_name, image=LARGE, mask=LARGE_MASK))
 
     def test_every_pipeline_of_the_table_is_tried(self):
         tried = {PIPELINES[name].pipeline for name in MAKERS}
@@ -239,9 +276,53 @@ class TestShared:
         assert lines[-1].endswith("MB saved by sharing")
 
 
+SCHEDULERS = {
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", False, False),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", False, True),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", True, False),
+    "DPM++ 2M SDE Karras": ("DPMSolverMultistepScheduler", True, True),
+    "DPM++ SDE": ("DPMSolverSinglestepScheduler", False, False),
+    "DPM++ SDE Karras": ("DPMSolverSinglestepScheduler", False, True),
+    "DPM2": ("KDPM2DiscreteScheduler", False, False),
+    "DPM2 Karras": ("KDPM2DiscreteScheduler", False, True),
+    "DPM2 a": ("KDPM2AncestralDiscreteScheduler", False, False),
+    "DPM2 a Karras": ("KDPM2AncestralDiscreteScheduler", False, True),
+    "Euler": ("EulerDiscreteScheduler", False, False),
+    "Euler a": ("EulerAncestralDiscreteScheduler", False, False),
+    "Heun": ("HeunDiscreteScheduler", False, False),
+    "LMS": ("LMSDiscreteScheduler", False, False),
+    "LMS Karras": ("LMSDiscreteScheduler", False, True),
+    "DDIM": ("DDIMScheduler", False, False),
+    "PNDM": ("PNDMScheduler", False, False),
+    "UniPC": ("UniPCMultistepScheduler", False, False),
+    "LCM": ("LCMScheduler", False, False),
+}
+"""Scheduler of each sampler, whether it solves the stochastic equation, whether it takes Karras' noise levels."""
+
+PAINTED = {"DPM++ 2M SDE Karras", "Euler a", "LCM"}
+"""Samplers that paint in the quick suite; the others differ from them in their schedulers alone."""
+
+
 class TestRequest:
-    @pytest.mark.parametrize("sampler", Sampler)
-    def test_each_sampler_is_the_scheduler_of_its_name(self, model, sampler):
+    @pytest.mark.parametrize(("sampler", "expected"), SCHEDULERS.items())
+    def test_each_sampler_is_the_scheduler_of_its_name(self, sampler, expected):
+        name, sde, karras = expected
+        own = diffusers.PNDMScheduler(beta_start=0.001, beta_end=0.02, beta_schedule="scaled_linear")
+        made = scheduler_for(Sampler(sampler), own.config)
+        assert type(made).__name__ == name
+        config = made.config
+        assert (config.beta_start, config.beta_end, config.beta_schedule) == (0.001, 0.02, "scaled_linear")
+        assert config.get("use_karras_sigmas", False) == karras
+        assert (config.get("algorithm_type") == "sde-dpmsolver++") == sde
+
+    def test_every_sampler_of_iopaint_is_tried(self):
+        assert set(SCHEDULERS) == {sampler.value for sampler in Sampler}
+
+    @pytest.mark.parametrize(
+        "sampler",
+        [pytest.param(sampler, marks=() if sampler.value in PAINTED else pytest.mark.slow) for sampler in Sampler],
+    )
+    def test_each_sampler_paints_what_its_scheduler_paints(self, model, sampler):
         request = replace(REQUEST, sd_sampler=sampler, sd_steps=3, sd_strength=1.0)
         result = ModelManager().inpaint("model", IMAGE, MASK, request)
         assert np.array_equal(result, painted(model, "StableDiffusionInpaintPipeline", request))
@@ -360,7 +441,7 @@ class TestLowMemory:
 
         MAKERS[class_name](home / "model")
         config = home / "model" / "vae" / "config.json"
-        config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 256}))
+        config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": SIDE // 2}))
         manager = ModelManager(context=LoadContext(low_memory=True))
         result = manager.inpaint("model", IMAGE, MASK, REQUEST)
         assert np.array_equal(result, painted(home / "model", class_name, prepare=save_memory))
@@ -400,8 +481,9 @@ class TestSafetyChecker:
 
 
 class TestThreads:
-    def test_models_that_share_components_paint_what_each_paints_alone(self, model, home):
-        """8 threads, 4 models of which each two share a UNet, 200 requests: samplers, seeds, LoRAs."""
+    @pytest.mark.parametrize("rounds", [15, pytest.param(50, marks=pytest.mark.slow)])
+    def test_models_that_share_components_paint_what_each_paints_alone(self, model, home, rounds):
+        """8 threads, 4 models of which each two share a UNet, 60 requests (200): samplers, seeds, LoRAs."""
         for name in ("two", "three", "four"):
             shutil.copytree(model, home / name)
         for name in ("three", "four"):
@@ -417,7 +499,7 @@ class TestThreads:
             )
             for i in range(10)
         ]
-        tasks = [(name, requests[i % 10]) for i in range(50) for name in ("model", "two", "three", "four")]
+        tasks = [(name, requests[i % 10]) for i in range(rounds) for name in ("model", "two", "three", "four")]
         alone = ModelManager()
         expected = {task: alone.inpaint(task[0], IMAGE, MASK, task[1]) for task in set(tasks)}
         manager = ModelManager(concurrency=2)

@@ -23,6 +23,7 @@ def test_the_plugin_of_the_readme_is_the_example_package_and_short():
     assert len([line for line in plugin.splitlines() if line.strip()]) <= 15
 
 
+@pytest.mark.process
 def test_the_host_of_the_readme_is_the_example_and_runs(tmp_path):
     host = blocks(README, "python")[1]
     assert host == (ROOT / "examples" / "host.py").read_text()
@@ -36,6 +37,7 @@ def test_the_request_of_the_readme_is_valid():
     assert iopaint_core.InpaintRequest.validate(blocks(README, "json")[0]).cv2_radius == 6
 
 
+@pytest.mark.process
 def test_the_commands_of_the_readme_exist():
     for name, rest in re.findall(r"^iopaint-core (\w+)([^#\n]*)", README, re.MULTILINE):
         usage = subprocess.run(
@@ -45,6 +47,7 @@ def test_the_commands_of_the_readme_exist():
             assert option in usage
 
 
+@pytest.mark.process
 def test_the_targets_of_the_readme_exist():
     for target in set(re.findall(r"^make (\w+)", README, re.MULTILINE)):
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
@@ -69,6 +72,7 @@ def test_the_tests_that_the_documents_name_exist():
     assert [name for name in named if f"def {name}(" not in tests] == []
 
 
+@pytest.mark.process
 def test_the_pool_of_the_readme_runs():
     subprocess.run([sys.executable, "-c", blocks(README, "python")[2]], capture_output=True, check=True)
 

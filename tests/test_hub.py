@@ -84,6 +84,7 @@ def test_offline_a_missing_folder_is_named(server, hub, tmp_path):
     assert server.requests == []
 
 
+@pytest.mark.usefixtures("no_pauses")
 def test_a_hub_that_does_not_answer_is_not_taken_for_one_that_lacks_the_file(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match=r"a/b.* can't be fetched: .*Look at the connection"):

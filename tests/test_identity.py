@@ -32,6 +32,8 @@ from iopaint_core import (
 )
 from iopaint_core.identity import digest
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture
 def context():
@@ -389,6 +391,8 @@ class TestMemory:
         assert index.name(files[0]) == index.name(files[1])
         self.taken(tmp_path / "file" / "digests.sqlite", *files)
 
+    @pytest.mark.process
+    @pytest.mark.xdist_group("forks")
     @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
     def test_a_forked_child_takes_digests_too(self, files, path):
         index = IdentityIndex(path)
@@ -401,6 +405,7 @@ class TestMemory:
             os._exit(not IdentityIndex(path).name(files[1]).startswith("sha256:"))
         assert os.waitpid(child, 0)[1] == 0
 
+    @pytest.mark.process
     def test_many_processes_write_to_it_at_once(self, tmp_path, path):
         for i in range(24):
             save_file({"a": torch.full((100,), i // 2)}, tmp_path / f"{i}.safetensors")
@@ -466,6 +471,7 @@ assert opened.wait(60)
 """
 
 
+@pytest.mark.process
 def test_a_process_that_ends_while_a_digest_is_taken_ends_well(tmp_path):
     """A thread that is within torch then would have it end by SIGABRT."""
     checkpointfiles.write(tmp_path / "large.safetensors", {f"{i}.weight": [10_000, 10_000] for i in range(4)})

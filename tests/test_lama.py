@@ -19,6 +19,7 @@ from iopaint_core import (
 )
 
 pytestmark = [
+    pytest.mark.torch,
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"),
 ]
 WHOLE = InpaintRequest(hd_strategy=HDStrategy.ORIGINAL)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import checkpointfiles as files
 import pytest
-import torch
 from click.testing import CliRunner
 
 import iopaint_plugins.diffusion
@@ -181,7 +180,10 @@ class TestPlaces:
 
 
 class TestProblems:
+    @pytest.mark.torch
     def test_a_broken_or_foreign_file_costs_no_other(self, home, hub):
+        import torch
+
         place = home / "stable_diffusion"
         files.write(place / "good.safetensors", files.sd1())
         files.write(place / "lora.safetensors", {"lora_unet_conv_in.lora_down.weight": [4, 4]})
@@ -300,6 +302,7 @@ class TestMemory:
         (home / "types.json").mkdir()
         assert self.search(home)
 
+    @pytest.mark.process
     def test_processes_search_at_once(self, home):
         for number in range(10):
             old(files.write(home / "stable_diffusion" / f"{number}.safetensors", files.sd1()))

@@ -83,13 +83,19 @@ def test_outside_the_mask_every_pixel_comes_back_and_nothing_is_written_to(pictu
     assert not np.shares_memory(result, image)
 
 
+@pytest.fixture(scope="module")
+def installed():
+    """A manager of the plugins that are installed; finding them takes longer than what most tests do with it."""
+    return ModelManager()
+
+
 @given(picture=pictures(), request=requests)
 @settings(max_examples=150)
-def test_the_default_model_keeps_the_promise_too(picture, request):
+def test_the_default_model_keeps_the_promise_too(installed, picture, request):
     image, mask = picture
     before = image.copy(), mask.copy()
     try:
-        result = ModelManager().inpaint("cv2", image, mask, request)
+        result = installed.inpaint("cv2", image, mask, request)
     except InputError:  # a crop with no unmasked pixel, see TestCv2
         result = image
     assert np.array_equal(result[mask <= 127], image[mask <= 127])

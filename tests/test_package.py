@@ -9,9 +9,14 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+
+pytestmark = [pytest.mark.package, pytest.mark.xdist_group("package")]
 
 PHOTO, MASK = ROOT / "examples" / "astronaut.jpg", ROOT / "examples" / "astronaut-mask.png"
 ENTRY = '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n[project]\nname = "{0}"\n'
@@ -35,31 +40,66 @@ def run(*command, **options):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    """Wheel and sdist: those that `make` has built, or new ones."""
+    folder = ROOT / os.environ.get("DIST", "")
+    if folder == ROOT:
+        folder = tmp_path_factory.mktemp("dist")
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     (sdist,) = folder.glob("*.tar.gz")
     return wheel, sdist
 
 
+def needed(name, found):
+    """Add to `found` what a distribution depends on, at any depth, by name, as it is installed here."""
+    for requirement in map(Requirement, metadata.requires(name) or ()):
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and requirement.name not in found:
+            found[requirement.name] = metadata.distribution(requirement.name)
+            needed(requirement.name, found)
+    return found
+
+
 class Environment:
-    """An empty environment with the wheel and what it depends on; commands run in a folder of their own."""
+    """An empty environment with the wheel and what it depends on; commands run in a folder of their own.
+
+    The wheel is installed by pip. What it depends on is linked from the environment of the tests, so that no
+    network is needed, and what it does not declare is not there; `make wheel` lets pip fetch it.
+    """
 
     def __init__(self, folder, wheel):
-        venv.create(folder / "env", with_pip=True)
+        venv.create(folder / "env")
         self.bin = folder / "env" / ("Scripts" if os.name == "nt" else "bin")
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
+        site = Path(
+            run(self.bin / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        )
+        for distribution in needed("iopaint-core", {}).values():
+            for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+                if not (site / top).exists():
+                    (site / top).symlink_to(distribution.locate_file(top))
         self.pip("install", wheel)
 
-    def pip(self, *arguments):
-        return run(self.bin / "python", "-m", "pip", "--quiet", *arguments, cwd=self.elsewhere)
+    def pip(self, command, *arguments):
+        """Run pip for this environment; it installs wheels, and fetches nothing."""
+        alone = ["--no-index", "--no-deps"] if command == "install" else []
+        python = ["--python", self.bin / "python"]
+        return run(sys.executable, "-m", "pip", "--quiet", *python, command, *alone, *arguments, cwd=self.elsewhere)
 
     def __call__(self, *arguments):
         return run(self.bin / "iopaint-core", *arguments, cwd=self.elsewhere)
 
     def names(self):
         return [info["name"] for info in json.loads(self("list", "--json"))]
+
+
+def wheels(folder, *sources):
+    """Wheels of packages, built with what the tests' environment has."""
+    run(
+        sys.executable, "-m", "pip", "--quiet", "wheel", "--no-build-isolation", "--no-deps", "-w", folder, *sources
+    )
+    return sorted(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +153,7 @@ def test_the_wheel_works_in_an_empty_environment(environment):
 def test_a_third_partys_package_is_found_loaded_and_run(environment, tmp_path):
     source = tmp_path / "iopaint-blur"
     shutil.copytree(ROOT / "examples" / "iopaint-blur", source)
-    environment.pip("install", source)
+    environment.pip("install", *wheels(tmp_path / "dist", source))
     try:
         assert {"blur", "cv2"} <= set(environment.names())
         environment("run", "--model", "blur", "--image", PHOTO, "--mask", MASK, "--output", "blurred.png")
@@ -129,7 +169,9 @@ def test_broken_packages_cost_their_own_models_alone_and_are_named(environment, 
         folder.mkdir()
         (folder / "pyproject.toml").write_text(ENTRY.format(distribution, version, module))
         (folder / f"{module}.py").write_text(source)
-    environment.pip("install", *(tmp_path / name for name in BROKEN), ROOT / "examples" / "iopaint-blur")
+    shutil.copytree(ROOT / "examples" / "iopaint-blur", tmp_path / "iopaint-blur")
+    sources = [tmp_path / name for name in (*BROKEN, "iopaint-blur")]
+    environment.pip("install", *wheels(tmp_path / "dist", *sources))
     try:
         assert {"blur", "cv2"} <= set(environment.names())
         for model in ("cv2", "blur"):
@@ -152,17 +194,21 @@ def test_broken_packages_cost_their_own_models_alone_and_are_named(environment, 
     assert statuses == {"iopaint-core": "active", "iopaint-blur": "active"} | dict.fromkeys(BROKEN, "failed")
 
 
-def test_typed_hosts_see_the_types(tmp_path):
+def test_typed_hosts_see_the_types(environment, tmp_path):
     (tmp_path / "host.py").write_text(
         "from iopaint_core import ModelInfo, ModelManager, ModelType\n"
         "info: ModelInfo = ModelManager().find('cv2')\n"
         "ModelInfo(name='a', type='wrong')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", tmp_path / "host.py"],
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--config-file="),
+            *("--python-executable", environment.bin / "python", tmp_path / "host.py"),
+        ],
         capture_output=True,
         text=True,
         check=False,
+        cwd=tmp_path,
     )
     assert 'Argument "type" to "ModelInfo" has incompatible type "str"' in done.stdout
     assert "Found 1 error" in done.stdout

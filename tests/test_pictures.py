@@ -378,6 +378,7 @@ class TestWriting:
         assert (tmp_path / "out.webp").read_bytes() == b"old"
         assert [path.name for path in tmp_path.iterdir()] == ["out.webp"]
 
+    @pytest.mark.process
     def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file_whole(self, tmp_path):
         (tmp_path / "out.png").write_bytes(b"old")
         script = """if True:

@@ -24,8 +24,9 @@ from iopaint_core import (
 )
 from iopaint_core.eviction import Usage
 
-TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+
+class TestPool(PoolMachine.TestCase):
+    settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 
 
 class Fake(Model):
@@ -690,6 +691,8 @@ def test_a_loader_that_never_returns_costs_its_callers_a_deadline_and_others_not
         assert pool.stats().counts.loads == 2, "who asks again gets what went on loading"
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("forks")
 def test_ctrl_c_gives_up_a_load_that_nobody_else_wants():
     pool = ModelPool()
     ended = threading.Event()
@@ -707,6 +710,8 @@ def test_ctrl_c_gives_up_a_load_that_nobody_else_wants():
     assert used(pool) == 0
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("forks")
 def test_ctrl_c_does_not_take_a_load_from_those_who_wait_for_it_too():
     pool = ModelPool()
 
@@ -1013,6 +1018,8 @@ def in_child(check):
     return process.exitcode == 0
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("forks")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 class TestForkedChild:
     def test_keeps_what_is_loaded_and_can_load_more(self):

@@ -401,6 +401,7 @@ print(WeightStore(Path(root)).get(info))
 """
 
 
+@pytest.mark.process
 class TestProcesses:
     def fetch(self, server, root):
         command = [sys.executable, "-c", FETCH, f"{server.url}/big-lama.pt", SHA256, str(root)]
@@ -530,6 +531,7 @@ class TestHub:
         with pytest.raises(DownloadError, match=words):
             store.get(model(WeightFile(repo="a/b", filename="model.pth")))
 
+    @pytest.mark.usefixtures("no_pauses")
     def test_a_hub_that_does_not_answer_is_not_taken_for_one_that_lacks_the_file(self, store, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         with pytest.raises(DownloadError, match=r"a/b/model\.pth can't be fetched: .*Look at the connection"):
