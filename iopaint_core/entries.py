@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from iopaint_core.accounts import Held
 from iopaint_core.errors import LoadCancelledError, LoadTimeoutError
 from iopaint_core.eviction import Usage
+from iopaint_core.turns import CallLock
 
 if TYPE_CHECKING:
     import weakref
@@ -145,7 +146,7 @@ class Entry:
         """Those who may have written into it since the last check: serial number and key."""
         self.usage = Usage(component.nbytes)
         self.priority = 0.0
-        self.lock = threading.Lock()
+        self.lock = CallLock()
 
     @property
     def idle(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import logging
 import os
 import threading
@@ -17,7 +15,6 @@ from iopaint_core.entries import Component, device_name
 from iopaint_core.errors import (
     ModelLoadError,
     ModelNameError,
-    PoolError,
     PoolFullError,
     RequestError,
     WeightsError,
@@ -32,10 +29,11 @@ from iopaint_core.schema import NO_ADAPTERS, Adapters, InpaintRequest
 from iopaint_core.settings import default_context
 from iopaint_core.tensorfiles import file_stamp
 from iopaint_core.torch_process import is_out_of_memory, process_defaults, reclaim
+from iopaint_core.turns import DeviceSlots, Turn
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
 Shape = TypeVar("Shape", bound=Model)
 
 _logger = logging.getLogger(__name__)
-_turns: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("iopaint_turns", default=())
-"""Locks and slots that the calls hold in which this context runs."""
 _made: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
 """Models that plugins returned, by identity."""
 
@@ -107,7 +103,7 @@ class ModelManager:
 
     def _renew(self) -> None:
         self._switching = threading.Lock()
-        self._slots = threading.BoundedSemaphore(self._concurrency)
+        self._slots = DeviceSlots(self._concurrency)
 
     def scan(self) -> ScanReport:
         """Ask every plugin for its models, and remember the answer for the calls below."""
@@ -256,23 +252,9 @@ class ModelManager:
             self.pool.trim(self.context.device)
             return call(model)
 
-    @contextlib.contextmanager
-    def _turn(self, lease: Lease[Model]) -> Iterator[None]:
+    def _turn(self, lease: Lease[Model]) -> Turn:
         """Wait until a model may be called; within another's call, that one's slot serves both."""
-        held = _turns.get()
-        with contextlib.ExitStack() as turns:
-            # The model's own locks come first, so that who waits for a model takes no slot from another.
-            for lock in lease.locks:
-                if lock in held:
-                    raise PoolError(
-                        f"{lease.key} was called within a call of itself, or of a model with the same components",
-                        "A model calls other models only",
-                    )
-                turns.enter_context(lock)
-            if self._slots not in held:
-                turns.enter_context(self._slots)
-            turns.callback(_turns.reset, _turns.set((*held, *lease.locks, self._slots)))
-            yield
+        return Turn(lease.key, lease.locks, self._slots)
 
     def _key(
         self, name: str, weights: Mapping[str, Path] | None = None, adapters: Adapters = NO_ADAPTERS

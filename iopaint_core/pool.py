@@ -38,6 +38,7 @@ from iopaint_core.eviction import GDSF, EvictionPolicy
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.schema import describe, format_bytes
 from iopaint_core.table import FULL_REMEDY, Table
+from iopaint_core.turns import CallLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -618,7 +619,7 @@ class ModelPool(Generic[M]):
         self._expiry = None
         self._put_aside |= self._table.put_aside()
         for entry in (*self._table.entries(), *self._table.lingering, *self._put_aside):
-            entry.lock = threading.Lock()
+            entry.lock = CallLock()
 
 
 class Lease(Generic[M]):
@@ -647,10 +648,10 @@ class Lease(Generic[M]):
         return self._entry.shared
 
     @property
-    def locks(self) -> list[threading.Lock]:
-        """To be held, in this order, during a call of the model: its own, and those of exclusive components."""
-        exclusive = [part for part in self._entry.parts if part.component.exclusive]
-        return [self._entry.lock, *(part.lock for part in sorted(exclusive, key=lambda part: part.serial))]
+    def locks(self) -> list[CallLock]:
+        """What a call of the model holds: its own lock, and those of its exclusive components."""
+        exclusive = (part for part in self._entry.parts if part.component.exclusive)
+        return [self._entry.lock, *(part.lock for part in exclusive)]
 
     def close(self) -> None:
         """Give the model back; closing again does nothing."""

@@ -254,8 +254,8 @@ def test_a_plugin_that_returns_one_model_twice_is_refused(plugins, between):
 
 
 def test_on_a_cpu_one_model_runs_for_each_core_by_default(plugins):
-    assert ModelManager(plugins)._slots._initial_value == os.cpu_count()
-    assert ModelManager(plugins, context=LoadContext(device="cuda"))._slots._initial_value == 1
+    assert ModelManager(plugins)._slots.limit == os.cpu_count()
+    assert ModelManager(plugins, context=LoadContext(device="cuda"))._slots.limit == 1
 
 
 def sized(*names):

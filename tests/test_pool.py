@@ -23,6 +23,7 @@ from iopaint_core import (
     raise_if_cancelled,
 )
 from iopaint_core.eviction import Usage
+from iopaint_core.turns import DeviceSlots, Turn
 
 
 class TestPool(PoolMachine.TestCase):
@@ -1092,5 +1093,5 @@ class TestForkedChild:
     def test_can_call_a_model_that_another_thread_was_calling(self):
         pool = ModelPool()
         lease = pool.lease("m", Fake)
-        with lease.locks[0]:
-            assert in_child(lambda: lease.locks[0].acquire(timeout=1) or sys.exit(1))
+        with Turn("m", lease.locks, DeviceSlots(1)):
+            assert in_child(lambda: Turn("m", lease.locks, DeviceSlots(1)).__enter__())
