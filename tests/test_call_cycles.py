@@ -267,23 +267,37 @@ class TestWithoutACircle:
         assert together(6, lambda i: [models.run("abc"[i % 3], {}) for _ in range(10)]) == [[1] * 10] * 6
         assert inside["most"] == 1
 
-    def test_who_waits_for_a_model_takes_no_slot_from_another_and_runs_in_one_again(self):
-        models = Models("abcd", concurrency=2)
+    @pytest.mark.parametrize("path", ["a>b", "a>b1"])
+    def test_who_waits_for_a_model_takes_no_slot_from_another_and_has_one_again_when_it_runs(self, path):
+        models = Models("abcde", concurrency=2, managers=2)
         gates = {way: Gate() for way in ("b", "ab", "c")}
         models.inside = lambda way: gates[way].wait() if way in gates else None
-        calls = [in_thread(lambda: models.run_path("b"))]
+        calls = [in_thread(lambda: models.run(path[2:], {}))]
         gates["b"].wait_until_reached()
-        calls.append(in_thread(lambda: models.run_path("a>b")))
+        calls.append(in_thread(lambda: models.run_path(path)))
         models.wait_until_awaited("b")
-        calls.append(in_thread(lambda: models.run_path("c")))
+        calls.append(in_thread(lambda: models.run("c", {})))
         gates["c"].wait_until_reached()
         gates["b"].open()
         gates["ab"].wait_until_reached()
-        calls.append(in_thread(lambda: models.run_path("d")))
+        calls.append(in_thread(lambda: models.run("d", {})))
         until(lambda: models.managers[0]._slots.queue)
         gates["ab"].open()
         gates["c"].open()
         assert [call() for call in calls] == [1, 2, 1, 1]
+
+    def test_a_call_within_another_needs_no_slot_and_lets_nobody_go_first(self):
+        models = Models("abc", concurrency=1)
+        gate = Gate()
+        order = []
+        models.inside = lambda way: order.append(way) or (way == "a" and gate.wait())
+        first = in_thread(lambda: models.run_path("a>b"))
+        gate.wait_until_reached()
+        second = in_thread(lambda: models.run_path("c"))
+        until(lambda: models.managers[0]._slots.queue)
+        gate.open()
+        assert (first(), second()) == (2, 1)
+        assert order == ["a", "ab", "c"]
 
     @pytest.mark.parametrize(
         "paths",
@@ -303,6 +317,33 @@ class TestWithoutACircle:
         calls = {"a": "bcc", "b": "d", "c": "d"}
         assert together(4, lambda i: models.run("abca"[i], calls)) == [7, 2, 2, 7]
         models.assert_nothing_held()
+
+    def test_a_model_that_waits_in_one_of_its_threads_keeps_no_slot_in_another(self):
+        models = Models("acdex", concurrency=1, managers=2, in_threads=True)
+        gate = Gate()
+        steps = {"e": gate.wait, "ax": lambda: models.wait_until_awaited("c"), "axd": gate.open}
+        models.inside = lambda way: steps.get(way, int)()
+        calls = [in_thread(lambda: models.run("e1", {}))]
+        gate.wait_until_reached()
+        calls.append(in_thread(lambda: models.run("c", {"c": "e"})))
+        models.wait_until_awaited("e")
+        calls.append(in_thread(lambda: models.run("a", {"a": "cx", "x": "d"})))
+        assert [call() for call in calls] == [1, 2, 4]
+        models.assert_nothing_held()
+
+    def test_threads_of_one_model_do_not_wait_for_one_another(self):
+        models = Models("abc", in_threads=True)
+        gates = {"ab": Gate(), "c": Gate()}
+        models.inside = lambda way: gates[way].wait() if way in gates else None
+        second = in_thread(lambda: models.run_path("c>b"))
+        gates["c"].wait_until_reached()
+        first = in_thread(lambda: models.run("a", {"a": "bc"}))
+        gates["ab"].wait_until_reached()
+        models.wait_until_awaited("c")
+        gates["c"].open()
+        models.wait_until_awaited("b")
+        gates["ab"].open()
+        assert (first(), second()) == (3, 2)
 
     def test_what_began_within_a_call_and_outlives_it_is_a_call_like_others(self):
         models = Models("a", concurrency=1)
