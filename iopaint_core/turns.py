@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
     from types import TracebackType
 
+_SLICE = 0.5
+
 _current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("iopaint_turn", default=None)
 """The call that this context runs in."""
 
@@ -147,7 +149,9 @@ class _WaitGraph:
             for need in turn.needs:
                 need.queue[turn] = None
             _give_back(turn, given_back)
-        turn.gate.acquire()
+        # In slices: a Ctrl-C that comes just before a lock blocks is noticed only when it wakes.
+        while not turn.gate.acquire(timeout=_SLICE):
+            pass
 
     def end(self, turn: Turn) -> None:
         """Give back what the call holds, or its places in the queues."""
