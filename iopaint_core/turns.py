@@ -74,7 +74,7 @@ class DeviceSlots:
 class Turn:
     """A call of a model: a context manager that waits until the call may begin.
 
-    Raises `PoolError` if what it would wait for is held by a call that it runs in, or that waits for one of these.
+    Raises `PoolError` if what it would wait for is held by a call that it runs in, or by one that waits for such.
     """
 
     def __init__(self, key: Hashable, locks: Sequence[CallLock], slots: DeviceSlots) -> None:
@@ -85,15 +85,15 @@ class Turn:
         self.locks = locks
         self.needs: tuple[CallLock | DeviceSlots, ...] = (*locks, slots)
         self.gate = threading.Lock()
-        """Opened for a call that waits, once it holds what it needs."""
+        """Locked while it waits, until it holds what it needs."""
 
     def __enter__(self) -> None:
         try:
             _wait_graph.begin(self)
+            self._token = _current.set(self)
         except BaseException:
             _wait_graph.end(self)
             raise
-        self._token = _current.set(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -139,10 +139,10 @@ class _WaitGraph:
         chain = turn.chain
         with self._lock:
             chain.turns.add(turn)
-            if _takes(turn):
+            if _try_take(turn):
                 return
             _raise_if_circle(turn)
-            turn.gate.acquire()
+            turn.gate.acquire(blocking=False)
             given_back = [*chain.slots]
             turn.needs = (*dict.fromkeys((*turn.needs, *given_back)),)
             chain.waiting.add(turn)
@@ -172,7 +172,7 @@ _wait_graph = _WaitGraph()
 # Called with the lock of the graph held.
 
 
-def _takes(turn: Turn) -> bool:
+def _try_take(turn: Turn) -> bool:
     """Have the call hold all that it needs, if that is free."""
     for need in turn.needs:
         if not need.is_free_for(turn):
@@ -188,7 +188,7 @@ def _give_back(turn: Turn, held: Sequence[CallLock | DeviceSlots]) -> None:
         need.give_back(turn)
     for need in held:
         for waiting in [*need.queue]:
-            if _takes(waiting):
+            if _try_take(waiting):
                 _leave_queues(waiting)
                 waiting.gate.release()
 
@@ -201,10 +201,10 @@ def _leave_queues(turn: Turn) -> None:
 
 def _raise_if_circle(turn: Turn) -> None:
     callers = set(turn.callers())
-    ways = [[(turn, holder)] for holder in _holders(turn)]
-    """From the call to a holder, each step a call that waits and who holds what it waits for."""
     seen: set[Turn] = set()
-    for way in ways:  # to which the longer ones are added
+    # Each step is a call that waits, and who holds what it waits for.
+    ways = [[(turn, holder)] for holder in _holders(turn)]
+    for way in ways:  # longer ones are added meanwhile
         _, holder = way[-1]
         if holder in callers:
             raise _circle_error(way)
@@ -224,11 +224,11 @@ def _circle_error(circle: Sequence[tuple[Turn, Turn]]) -> PoolError:
     if not others:
         which = "itself" if holder.key == turn.key else f"{holder.key}, with which it shares a component"
         return PoolError(f"{turn.key} was called within a call of {which}: {_path(holder, turn, 'calls')}", remedy)
-    outer = [circle[-1][1], *(holder for _, holder in circle)]
+    callers = [circle[-1][1], *(holder for _, holder in circle[:-1])]
     steps = [
         _path(caller, waiting, "waits for")
         + ("" if holder.key == waiting.key else f", which shares a component with {holder.key}")
-        for caller, (waiting, holder) in zip(outer, circle, strict=False)
+        for caller, (waiting, holder) in zip(callers, circle, strict=True)
     ]
     return PoolError(f"Waiting for {turn.key} would never end: {'; '.join(steps)}", remedy)
 
