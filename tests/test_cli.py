@@ -180,7 +180,8 @@ class TestRun:
         forward = """\
         import signal, threading
         print("at work")
-        threading.Event().wait(60)
+        while True:  # a signal that comes just before it blocks is noticed after that
+            threading.Event().wait(0.05)
 """
         (tmp_path / "slow.py").write_text(plugin.replace("        import cv2", forward + "        import cv2"))
         process = subprocess.Popen(
