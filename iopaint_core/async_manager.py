@@ -11,16 +11,17 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from iopaint_core.manager import ModelManager
-from iopaint_core.schema import NO_ADAPTERS, Adapters, InpaintRequest
+from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from iopaint_core.imaging import Image, Mask
-    from iopaint_core.models import Model, Preview, Progress
+    from iopaint_core.models import Preview, Progress
+    from iopaint_core.parameters import Parameters, ParametersLike
     from iopaint_core.pool import Lease
-    from iopaint_core.schema import ImageRequest, MaskRequest
 
+M = TypeVar("M", bound=Model)
 T = TypeVar("T")
 
 _LOADS = 1000
@@ -41,9 +42,9 @@ class AsyncModelManager:
         self._loads = ThreadPoolExecutor(_LOADS, thread_name_prefix="iopaint load")
         self._queues: weakref.WeakValueDictionary[Hashable, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    async def load(self, name: str, *, adapters: Adapters = NO_ADAPTERS) -> Lease[Model]:
+    async def load(self, name: str, *, variant: Hashable | None = None) -> Lease[Model]:
         """See `ModelManager.load`."""
-        load = partial(self.manager.load, name, adapters=adapters)
+        load = partial(self.manager.load, name, variant=variant)
         work = self._loads.submit(contextvars.copy_context().run, load)
         try:
             return await asyncio.shield(asyncio.wrap_future(work))
@@ -69,41 +70,56 @@ class AsyncModelManager:
         name: str,
         image: Image,
         mask: Mask,
-        request: InpaintRequest | None = None,
+        parameters: ParametersLike = None,
         *,
         progress: Progress | None = None,
         preview: Preview | None = None,
     ) -> Image:
         """See `ModelManager.inpaint`; `progress` and `preview` are called in the thread that works."""
-        asked = InpaintRequest()
-        if request is not None:  # in a thread: pydantic may have to be imported first
-            asked = await asyncio.get_running_loop().run_in_executor(self._loads, asked.validate, request)
-        call = partial(self.manager.inpaint, name, image, mask, asked, preview=preview)
-        return await self._work(name, call, progress, asked.adapters)
+        return await self._run(
+            name,
+            InpaintModel,
+            parameters,
+            lambda model, parsed, report: model(image, mask, parsed, progress=report, preview=preview),
+            progress,
+        )
 
     async def process(
-        self, name: str, image: Image, request: ImageRequest | None = None, *, progress: Progress | None = None
+        self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Image:
         """See `ModelManager.process`."""
-        return await self._work(name, partial(self.manager.process, name, image, request), progress)
+        return await self._run(
+            name,
+            ImageModel,
+            parameters,
+            lambda model, parsed, report: model(image, parsed, progress=report),
+            progress,
+        )
 
     async def segment(
-        self, name: str, image: Image, request: MaskRequest | None = None, *, progress: Progress | None = None
+        self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
         """See `ModelManager.segment`."""
-        return await self._work(name, partial(self.manager.segment, name, image, request), progress)
+        return await self._run(
+            name,
+            MaskModel,
+            parameters,
+            lambda model, parsed, report: model(image, parsed, progress=report),
+            progress,
+        )
 
     def close(self) -> None:
         """End the threads once their work is done."""
         self._loads.shutdown()
         self._calls.shutdown()
 
-    async def _work(
+    async def _run(
         self,
         name: str,
-        call: Callable[..., Image],
+        kind: type[M],
+        parameters: ParametersLike,
+        run: Callable[[M, Parameters, Progress], Image],
         progress: Progress | None,
-        adapters: Adapters = NO_ADAPTERS,
     ) -> Image:
         cancelled = threading.Event()
 
@@ -113,14 +129,19 @@ class AsyncModelManager:
             if progress is not None:
                 progress(step, total)
 
+        def parse() -> tuple[Parameters, Hashable | None]:
+            parsed = self.manager.parse(name, kind, parameters)
+            return parsed, parsed.variant
+
         def work(lease: Lease[Model]) -> Image:
             with lease:
-                return call(progress=report)
+                return self.manager.call(lease, kind, lambda model: run(model, parsed, report))
 
+        parsed, variant = await self._submit(parse)  # in a thread: it may import pydantic, and look at files
         queue = self._queues.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
         async with queue:
             # Leased before, so that who waits for room, or for a load, takes no thread from a model that is ready.
-            lease = await self.load(name, adapters=adapters)
+            lease = await self.load(name, variant=variant)
             working = self._calls.submit(contextvars.copy_context().run, work, lease)
             try:
                 return await asyncio.wrap_future(working)

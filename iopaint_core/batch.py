@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from iopaint_core.errors import InputError, IOPaintError, ModelError, PictureReadError, PictureWriteError
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel
+from iopaint_core.parameters import InpaintParameters
 from iopaint_core.pictures import (
     FORMATS,
     MAX_PIXELS,
@@ -19,7 +19,7 @@ from iopaint_core.pictures import (
     read_picture,
     write_picture,
 )
-from iopaint_core.schema import NO_ADAPTERS, InpaintRequest, describe
+from iopaint_core.schema import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.manager import ModelManager
+    from iopaint_core.parameters import ParametersLike
 
 
 class Status(str, Enum):
@@ -65,8 +66,8 @@ class Outcome:
 class Options:
     """How results are made and written."""
 
-    config: bytes | None = None
-    """The request for the model's shape, as JSON."""
+    parameters: ParametersLike = None
+    """What the model takes, for all pictures."""
     overwrite: bool = False
     concat: bool = False
     """Write picture, mask and result side by side."""
@@ -99,22 +100,24 @@ def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) ->
     The model is leased throughout. Raises before it is loaded: `ModelNameError`, `RequestError`, and `InputError`
     if it takes masks and there are none, or the other way round; then `ModelLoadError`.
     """
-    shape = SHAPES[manager.find(model).task]
-    request = None if options.config is None else shape.request_type.validate(options.config)
+    kind = SHAPES[manager.find(model).task]
+    parsed = manager.parse(model, kind, options.parameters)
     masked = any(job.masks is not None for job in jobs)
-    if shape is InpaintModel and not masked:
+    if kind is InpaintModel and not masked:
         raise InputError(f"{model} needs a mask, and there is none", "Give --mask a file or a folder")
-    if masked and shape is not InpaintModel:
+    if masked and kind is not InpaintModel:
         raise InputError(f"{model} takes no mask", "Leave out --mask")
-    methods: dict[object, Callable[..., Image]] = {
-        InpaintModel: manager.inpaint,
-        ImageModel: manager.process,
-        MaskModel: manager.segment,
-    }
-    call = functools.partial(methods[shape], model, request=request)
-    extends = isinstance(request, InpaintRequest) and request.use_extender and not request.use_croper
-    adapters = request.adapters if isinstance(request, InpaintRequest) else NO_ADAPTERS
-    with manager.load(model, adapters=adapters):
+    extends = isinstance(parsed, InpaintParameters) and parsed.use_extender and not parsed.use_croper
+    lease = manager.load(model, variant=parsed.variant)
+
+    def call(image: Image, mask: Mask | None = None) -> Image:
+        if mask is not None:
+            return manager.call(lease, InpaintModel, lambda model: model(image, mask, parsed))
+        if kind is ImageModel:
+            return manager.call(lease, ImageModel, lambda model: model(image, parsed))
+        return manager.call(lease, MaskModel, lambda model: model(image, parsed))
+
+    with lease:
         for job in jobs:
             yield _attempt(call, job, options, extends)
 

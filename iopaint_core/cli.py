@@ -197,7 +197,7 @@ def run(
         given = _given_weights(weights, model, plugins) if weights else {}
         manager = ModelManager(plugins, context=context, store=store, weights=given)
         options = batch.Options(
-            config=config.read_bytes() if config else None,
+            parameters=config.read_bytes() if config else None,
             overwrite=overwrite,
             concat=concat,
             quality=quality,

@@ -5,7 +5,9 @@ Images are `uint8` arrays `(H, W, 3)` in RGB; masks are `uint8` `(H, W)`, 255 wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from iopaint_core import parameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,13 +17,10 @@ if TYPE_CHECKING:
     Mask = NDArray[np.uint8]
 
 
-class Box(NamedTuple):
-    """A rectangle in pixels; `right` and `bottom` are outside it."""
+class Box(parameters.Box):
+    """The public `Box` with what is computed with rectangles here."""
 
-    left: int
-    top: int
-    right: int
-    bottom: int
+    __slots__ = ()
 
     @classmethod
     def at(cls, left: int, top: int, width: int, height: int) -> Box:
@@ -41,11 +40,6 @@ class Box(NamedTuple):
         """The same rectangle, counted from the top left corner of another."""
         left, top = other[:2]
         return Box(self.left - left, self.top - top, self.right - left, self.bottom - top)
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Index of the rectangle in an array `(H, W, ...)`."""
-        return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 def binarize(mask: Mask) -> Mask:

@@ -61,7 +61,7 @@ class LocalModel:
     @property
     def info(self) -> ModelInfo:
         """The model as hosts list it."""
-        return ModelInfo(name=self.name, type=self.type, path=self.path, adapters=True)
+        return ModelInfo(name=self.name, type=self.type, path=self.path)
 
 
 @dataclass(frozen=True)

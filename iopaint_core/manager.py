@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from iopaint_core.entries import Component, device_name
 from iopaint_core.errors import (
     ModelLoadError,
     ModelNameError,
+    PluginError,
     PoolFullError,
     RequestError,
     WeightsError,
@@ -23,11 +25,10 @@ from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.identity import IdentityIndex
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
+from iopaint_core.parameters import Parameters
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
-from iopaint_core.schema import NO_ADAPTERS, Adapters, InpaintRequest
 from iopaint_core.settings import default_context
-from iopaint_core.tensorfiles import file_stamp
 from iopaint_core.torch_process import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.turns import DeviceSlots, Turn
 from iopaint_core.weights import WeightStore
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
     from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Preview, Progress
-    from iopaint_core.schema import ImageRequest, LoadContext, MaskRequest, ModelInfo
+    from iopaint_core.parameters import ParametersLike
+    from iopaint_core.schema import LoadContext, ModelInfo
 
-Shape = TypeVar("Shape", bound=Model)
+M = TypeVar("M", bound=Model)
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _made: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
@@ -55,10 +58,8 @@ class ModelKey(NamedTuple):
     dtype: str | None
     weights: tuple[tuple[str, Path], ...] = ()
     """The files that the host gives in place of declared ones."""
-    adapters: Adapters = NO_ADAPTERS
-    """What a request has it loaded with."""
-    stamps: tuple[tuple[int, ...], ...] = ()
-    """Of the adapters' files: one that is replaced is another."""
+    variant: Hashable | None = None
+    """What it is loaded with, as its parameters say."""
     safety_checker: bool = True
     low_memory: bool = False
 
@@ -124,17 +125,17 @@ class ModelManager:
         return found[name]
 
     def load(
-        self, name: str, *, weights: Mapping[str, Path] | None = None, adapters: Adapters = NO_ADAPTERS
+        self, name: str, *, weights: Mapping[str, Path] | None = None, variant: Hashable | None = None
     ) -> Lease[Model]:
         """Lease a model, loading it unless the pool holds it; files that it lacks are fetched first.
 
-        `weights` gives files, by name, in place of declared ones; `adapters` are those of the requests to come.
+        `weights` gives files, by name, in place of declared ones; `variant` is that of the parameters to come.
         Calls of a leased model come in whatever order its holders make them; `inpaint` and the others queue.
 
-        Raises `ModelNameError`, `RequestError` for adapters that it can't have, `ModelLoadError`, `PoolFullError`,
-        `LoadTimeoutError`.
+        Raises `ModelNameError`, `RequestError` for a variant of a model that has none, `ModelLoadError`,
+        `PoolFullError`, `LoadTimeoutError`.
         """
-        return self._lease(self._key(name, weights, adapters))
+        return self._lease(self._key(name, weights, variant))
 
     def preload(self, *names: str) -> None:
         """Load models, one after the other, and keep them idle in the pool as long as there is room."""
@@ -142,12 +143,12 @@ class ModelManager:
             self.load(name).close()
 
     def unload(self, name: str) -> bool:
-        """Drop a loaded model, with whatever adapters; False if it is not loaded, or in use."""
+        """Drop a loaded model, with all its variants; False if it is not loaded, or in use."""
         key = self._key(name)
         loaded = [
             other
             for other in self.pool.stats().leases
-            if isinstance(other, ModelKey) and other._replace(adapters=NO_ADAPTERS, stamps=()) == key
+            if isinstance(other, ModelKey) and other._replace(variant=None) == key
         ]
         dropped = [self.pool.release(other) for other in loaded]
         return bool(dropped) and all(dropped)
@@ -197,85 +198,97 @@ class ModelManager:
         name: str,
         image: Image,
         mask: Mask,
-        request: InpaintRequest | None = None,
+        parameters: ParametersLike = None,
         *,
         progress: Progress | None = None,
         preview: Preview | None = None,
     ) -> Image:
         """Repaint what a mask covers; see `InpaintModel`."""
-        asked = InpaintRequest() if request is None else InpaintRequest.validate(request)
-        return self._call(
+        return self._run(
             name,
             InpaintModel,
-            lambda model: model(image, mask, asked, progress=progress, preview=preview),
-            asked.adapters,
+            parameters,
+            lambda model, parsed: model(image, mask, parsed, progress=progress, preview=preview),
         )
 
     def process(
         self,
         name: str,
         image: Image,
-        request: ImageRequest | None = None,
+        parameters: ParametersLike = None,
         *,
         progress: Progress | None = None,
     ) -> Image:
         """Make a picture from a picture; see `ImageModel`."""
-        return self._call(name, ImageModel, lambda model: model(image, request, progress=progress))
+        return self._run(
+            name, ImageModel, parameters, lambda model, parsed: model(image, parsed, progress=progress)
+        )
 
     def segment(
-        self, name: str, image: Image, request: MaskRequest | None = None, *, progress: Progress | None = None
+        self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
         """Find a mask in a picture; see `MaskModel`."""
-        return self._call(name, MaskModel, lambda model: model(image, request, progress=progress))
+        return self._run(name, MaskModel, parameters, lambda model, parsed: model(image, parsed, progress=progress))
 
-    def _call(
-        self,
-        name: str,
-        shape: type[Shape],
-        call: Callable[[Shape], Image],
-        adapters: Adapters = NO_ADAPTERS,
-    ) -> Image:
-        if SHAPES[self.find(name).task] is not shape:
+    def parse(self, name: str, kind: type[Model], parameters: ParametersLike = None) -> Parameters:
+        """Check what a model, of the kind that its task says, is to be called with; nothing is loaded.
+
+        Raises `ModelNameError`, `RequestError`, `PluginError` for a class of parameters that is none.
+        """
+        info = self.find(name)
+        if SHAPES[info.task] is not kind:
             raise ModelNameError(
-                f"{name} is no {shape.__name__}",
+                f"{name} is no {kind.__name__}",
                 "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment",
             )
-        lease = self.load(name, adapters=adapters)
-        with lease as model, self._turn(lease):
-            assert isinstance(model, shape), "_load sees to it"
+        return info.parameters.parse(parameters)
+
+    def call(self, lease: Lease[Model], kind: type[M], run: Callable[[M], T]) -> T:
+        """Run something with a leased model, in its turn; once more without idle models where memory ran out."""
+        with self._turn(lease):
+            model = lease.model
+            assert isinstance(model, kind), "_load sees to it"
             try:
-                return call(model)
+                return run(model)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                _logger.warning("%s ran out of memory; trying again without what is idle", name)
+                _logger.warning("%s ran out of memory; trying again without what is idle", lease.key)
             self.pool.trim(self.context.device)
-            return call(model)
+            return run(model)
+
+    def _run(
+        self, name: str, kind: type[M], parameters: ParametersLike, run: Callable[[M, Parameters], Image]
+    ) -> Image:
+        parsed = self.parse(name, kind, parameters)
+        lease = self.load(name, variant=parsed.variant)
+        with lease:
+            return self.call(lease, kind, lambda model: run(model, parsed))
 
     def _turn(self, lease: Lease[Model]) -> Turn:
         """Wait until a model may be called; within another's call, that one's slot serves both."""
         return Turn(lease.key, lease.locks, self._slots)
 
     def _key(
-        self, name: str, weights: Mapping[str, Path] | None = None, adapters: Adapters = NO_ADAPTERS
+        self, name: str, weights: Mapping[str, Path] | None = None, variant: Hashable | None = None
     ) -> ModelKey:
         info = self.find(name)
-        if adapters and not info.adapters:
-            raise RequestError(
-                f"The request asks for LoRAs or ControlNets, and {info.name} takes none",
-                "Leave them out, or name a diffusion model",
+        if variant is not None and info.parameters.variant is Parameters.variant:
+            raise RequestError(f"{info.name} has no variants, and {variant!r} is asked for", "Leave it out")
+        if not isinstance(variant, Hashable):
+            raise PluginError(
+                f"{info.parameters.__name__}.variant of {info.name} is no hashable value: {type(variant).__name__}",
+                f"Report it to the author of {info.distribution}",
             )
         names = {file.filename for file in info.weights}
         given = {file: path for file, path in self._weights.items() if file in names} | dict(weights or {})
         device = device_name(self.context.device)
-        files = [path for path in map(Path, adapters.loras) if path.is_file()]
         return ModelKey(
             info,
             device,
             self.context.dtype,
             tuple(sorted(given.items())),
-            adapters,
-            tuple(map(file_stamp, files)),
+            variant,
             self.context.safety_checker,
             self.context.low_memory,
         )
@@ -322,7 +335,7 @@ class ModelManager:
                 )
             return files[name]
 
-        context = replace(self.context, share=share, index=self._index, weights=path_of, adapters=key.adapters)
+        context = replace(self.context, share=share, index=self._index, weights=path_of, variant=key.variant)
         try:
             with process_defaults:
                 model = self.plugins.load_model(info, context)
@@ -343,6 +356,7 @@ class ModelManager:
                 f"Report it to the author of {info.distribution}: each load makes a model, and the pool keeps it",
             )
         _made[id(model)] = model
+        model.parameters_class = info.parameters
         return model
 
 

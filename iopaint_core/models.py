@@ -11,16 +11,25 @@ import contextvars
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from iopaint_core import imaging
 from iopaint_core.errors import InputError, ModelOutputError
-from iopaint_core.schema import HDStrategy, ImageRequest, InpaintRequest, MaskRequest, Task
+from iopaint_core.parameters import HDStrategy, ImageParameters, InpaintParameters, MaskParameters, Parameters
+from iopaint_core.schema import Task
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultTypeVar
+
     from iopaint_core.imaging import Image, Mask
+    from iopaint_core.parameters import ParametersLike
+
+    InpaintT = DefaultTypeVar("InpaintT", bound=InpaintParameters, default=InpaintParameters)
+    ImageT = DefaultTypeVar("ImageT", bound=ImageParameters, default=ImageParameters)
+    MaskT = DefaultTypeVar("MaskT", bound=MaskParameters, default=MaskParameters)
+else:  # defaults are new in Python 3.13, and typing_extensions is nothing to import for them
+    InpaintT, ImageT, MaskT = map(TypeVar, ("InpaintT", "ImageT", "MaskT"))
 
 T = TypeVar("T")
 
@@ -62,15 +71,17 @@ class Model:
 
     nbytes: int = 0
     """Bytes that it takes on its device besides the components that it shares; the pool charges them."""
+    parameters_class: type[Parameters]
+    """The class of what it takes; the manager sets what its `ModelInfo` announces."""
 
     def close(self) -> None:
         """Called once, when the pool drops the model; override to free what the garbage collector does not."""
 
 
-class InpaintModel(Model, ABC):
+class InpaintModel(Model, ABC, Generic[InpaintT]):
     """Repaints what a mask covers. Everything around `forward` is done here, once for all models."""
 
-    request_type = InpaintRequest
+    parameters_class: type[Parameters] = InpaintParameters
     pad_multiple: int = 1
     """Both sides of what `forward` receives are multiples of this, in pixels."""
     min_size: int = 1
@@ -78,101 +89,103 @@ class InpaintModel(Model, ABC):
     square: bool = False
     """`forward` receives squares."""
     mask_blur: bool = False
-    """Results fade into the picture over `request.sd_mask_blur` pixels around the mask."""
+    """Results fade into the picture over `parameters.sd_mask_blur` pixels around the mask."""
     whole: bool = False
-    """`forward` receives whole pictures, made smaller by `request.sd_scale`; `hd_strategy` is not read."""
+    """`forward` receives whole pictures, made smaller by `parameters.sd_scale`; `hd_strategy` is not read."""
 
     @abstractmethod
-    def forward(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+    def forward(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
         """Repaint `image` where `mask` is 255; returns a `uint8` array of the image's shape.
 
         The mask holds 0 and 255 only and is not empty. What is returned outside it is not used, unless
-        `request.sd_keep_unmasked_area` is False.
+        `parameters.sd_keep_unmasked_area` is False.
         """
 
     def __call__(
         self,
         image: Image,
         mask: Mask,
-        request: InpaintRequest | None = None,
+        parameters: ParametersLike = None,
         *,
         progress: Progress | None = None,
         preview: Preview | None = None,
     ) -> Image:
         """Repaint what `mask` covers (above 127) and return a new RGB `uint8` array of the image's shape.
 
-        Pixels outside the mask come back bit for bit, unless the request or `mask_blur` says otherwise. With
-        `use_extender` the result is as large as the image and the request's rectangle together.
+        Pixels outside the mask come back bit for bit, unless the parameters or `mask_blur` say otherwise. With
+        `use_extender` the result is as large as the image and the extender's rectangle together.
         `preview` is called with the picture so far, by models that can show it.
         Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward`, `progress` or `preview`
         raises.
         """
-        request = InpaintRequest() if request is None else InpaintRequest.validate(request)
+        parsed: InpaintT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
         _check_image(image)
         _check_mask(mask, image)
         covered = imaging.binarize(mask)
         if mask.any() and not covered.any():
             _logger.warning("The mask covers nothing: its largest value is %d, and above 127 counts", mask.max())
         with _bound(_progress, progress), _bound(_preview, preview):
-            if request.use_croper:
-                return self._cropped(image, covered, request)
-            if request.use_extender:
-                return self._extended(image, covered, request)
-            return self._painted(image, covered, request)
+            if parsed.use_croper:
+                return self._cropped(image, covered, parsed)
+            if parsed.use_extender:
+                return self._extended(image, covered, parsed)
+            return self._painted(image, covered, parsed)
 
-    def _extended(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+    def _extended(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
         box = imaging.Box.at(
-            request.extender_x, request.extender_y, request.extender_width, request.extender_height
+            parameters.extender_x, parameters.extender_y, parameters.extender_width, parameters.extender_height
         )
         framed = imaging.reframe(image, mask, box)
         if framed is None:
             raise _outside("extender", box, image)
         with _showing(lambda part: imaging.compose(image, part, box)) as finish:
-            return finish(self._painted(*framed, replace(request, sd_strength=1.0)))
+            return finish(self._painted(*framed, parameters.for_outpainting()))
 
-    def _cropped(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
-        asked = imaging.Box.at(request.croper_x, request.croper_y, request.croper_width, request.croper_height)
+    def _cropped(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
+        asked = imaging.Box.at(
+            parameters.croper_x, parameters.croper_y, parameters.croper_width, parameters.croper_height
+        )
         box = asked & imaging.Box.at(0, 0, mask.shape[1], mask.shape[0])
         if box is None:
             raise _outside("croper", asked, image)
         with _showing(lambda part: imaging.compose(image, part, box)) as finish:
-            return finish(self._painted(image[box.slices], mask[box.slices], request))
+            return finish(self._painted(image[box.slices], mask[box.slices], parameters))
 
-    def _painted(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+    def _painted(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
         """Repaint all that the mask covers, and nothing else."""
         if not mask.any():
             _logger.warning("The mask is empty, so the picture is returned unchanged")
             return image.copy()
 
         def composite(result: Image) -> Image:
-            if not request.sd_keep_unmasked_area:
+            if not parameters.sd_keep_unmasked_area:
                 return result.copy()
-            return imaging.blend(result, image, mask, request.sd_mask_blur if self.mask_blur else 0)
+            return imaging.blend(result, image, mask, parameters.sd_mask_blur if self.mask_blur else 0)
 
         with _showing(composite) as finish:
-            return finish(self._repaint(image, mask, request))
+            return finish(self._repaint(image, mask, parameters))
 
-    def _repaint(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+    def _repaint(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
         longer = max(mask.shape)
-        strategy = HDStrategy.ORIGINAL if self.whole else request.hd_strategy
-        if strategy is HDStrategy.CROP and longer > request.hd_strategy_crop_trigger_size:
+        strategy = HDStrategy.ORIGINAL if self.whole else parameters.hd_strategy
+        if strategy is HDStrategy.CROP and longer > parameters.hd_strategy_crop_trigger_size:
             result = image.copy()
-            boxes = imaging.crop_boxes(mask, request.hd_strategy_crop_margin)
+            boxes = imaging.crop_boxes(mask, parameters.hd_strategy_crop_margin)
             for part, box in enumerate(boxes):
                 with _reporting_part(part, len(boxes)), _showing(partial(_pasted, result, box)):
-                    result[box.slices] = self._forward_padded(image[box.slices], mask[box.slices], request)
+                    result[box.slices] = self._forward_padded(image[box.slices], mask[box.slices], parameters)
             return result
-        limit = request.hd_strategy_resize_limit if strategy is HDStrategy.RESIZE else longer
+        limit = parameters.hd_strategy_resize_limit if strategy is HDStrategy.RESIZE else longer
         if self.whole:
-            limit = max(1, round(longer * request.sd_scale))
+            limit = max(1, round(longer * parameters.sd_scale))
         with _reporting_part(0, 1):
             if longer > limit:
                 small = imaging.shrink(image, mask, limit)
                 with _showing(lambda part: imaging.enlarge(part, *mask.shape)) as finish:
-                    return finish(self._forward_padded(*small, request))
-            return self._forward_padded(image, mask, request)
+                    return finish(self._forward_padded(*small, parameters))
+            return self._forward_padded(image, mask, parameters)
 
-    def _forward_padded(self, image: Image, mask: Mask, request: InpaintRequest) -> Image:
+    def _forward_padded(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
         height, width = mask.shape
         padded, padded_mask = (
             imaging.pad(array, multiple=self.pad_multiple, min_size=self.min_size, square=self.square)
@@ -183,61 +196,67 @@ class InpaintModel(Model, ABC):
         def unpadded(result: Image) -> Image:
             _check_output(self, result, [shape])
             result = result[:height, :width]
-            return imaging.match_histograms(result, image, mask == 0) if request.sd_match_histograms else result
+            return imaging.match_histograms(result, image, mask == 0) if parameters.sd_match_histograms else result
 
         with _showing(unpadded) as finish:
-            return finish(self.forward(padded, padded_mask, request))
+            return finish(self.forward(padded, padded_mask, parameters))
 
 
-class ImageModel(Model, ABC):
+class ImageModel(Model, ABC, Generic[ImageT]):
     """Makes a picture from a picture: upscales, restores, cuts out."""
 
-    request_type = ImageRequest
+    parameters_class: type[Parameters] = ImageParameters
 
     @abstractmethod
-    def forward(self, image: Image, request: ImageRequest) -> Image:
+    def forward(self, image: Image, parameters: ImageT) -> Image:
         """Return a `uint8` array `(H, W, 3)` in RGB or `(H, W, 4)` in RGBA, of any size."""
 
     def __call__(
-        self, image: Image, request: ImageRequest | None = None, *, progress: Progress | None = None
+        self, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Image:
         """Run the model; the image is not written to.
 
         Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
         """
-        request = ImageRequest() if request is None else ImageRequest.validate(request)
+        parsed: ImageT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
         _check_image(image)
         with _bound(_progress, progress), _reporting_part(0, 1):
-            result = self.forward(image.copy(), request)
+            result = self.forward(image.copy(), parsed)
         shape = getattr(result, "shape", ())
         _check_output(self, result, [(*shape[:2], channels) for channels in (3, 4)])
         return result
 
 
-class MaskModel(Model, ABC):
+class MaskModel(Model, ABC, Generic[MaskT]):
     """Finds a mask in a picture, with or without clicks."""
 
-    request_type = MaskRequest
+    parameters_class: type[Parameters] = MaskParameters
 
     @abstractmethod
-    def forward(self, image: Image, request: MaskRequest) -> Mask:
+    def forward(self, image: Image, parameters: MaskT) -> Mask:
         """Return a `uint8` array `(H, W)`, 255 where the subject is."""
 
     def __call__(
-        self, image: Image, request: MaskRequest | None = None, *, progress: Progress | None = None
+        self, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
         """Run the model; the image is not written to.
 
         Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
         """
-        request = MaskRequest() if request is None else MaskRequest.validate(request)
+        parsed: MaskT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
         _check_image(image)
         height, width = image.shape[:2]
-        for click in request.clicks:
+        for click in parsed.clicks:
             if click.x >= width or click.y >= height:
                 raise InputError(f"{click} is outside the image of {width} x {height}", "Click inside the image")
+        for box in parsed.boxes:
+            if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
+                raise InputError(
+                    f"{box} is empty, or not within the image of {width} x {height}",
+                    "Give left < right and top < bottom, inside the image",
+                )
         with _bound(_progress, progress), _reporting_part(0, 1):
-            result = self.forward(image.copy(), request)
+            result = self.forward(image.copy(), parsed)
         _check_output(self, result, [(height, width)])
         return result
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 ParametersLike: TypeAlias = "Parameters | Mapping[str, object] | str | bytes | None"
 """What `Parameters.parse` takes."""
 
+ParametersClass: TypeAlias = "type[Parameters]"
+
 IOPAINT_FIELDS = frozenset(
     (  # noqa: SIM905 - a list would take a page
         "image mask ldm_steps ldm_sampler zits_wireframe hd_strategy hd_strategy_crop_trigger_size "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from iopaint_core import InpaintRequest, LoadContext
+    from iopaint_core import InpaintParameters, LoadContext
 
 _RELEASES = "https://github.com/Sanster/models/releases"
 _MODELS = {
@@ -56,7 +56,7 @@ class LaMa(InpaintModel):
         self,
         image: NDArray[np.uint8],
         mask: NDArray[np.uint8],
-        request: InpaintRequest,  # noqa: ARG002 - it has no settings
+        parameters: InpaintParameters,  # noqa: ARG002 - it has none of its own
     ) -> NDArray[np.uint8]:
         """Repaint every pixel whose mask is not 0."""
         import torch

@@ -17,11 +17,8 @@ from test_diffusion import IMAGE, MASK, REQUEST, cache, home, model, painted, sm
 from weights import hub_cache
 
 from iopaint_core import (
-    Adapters,
     AsyncModelManager,
-    InpaintRequest,
     InputError,
-    Lora,
     MissingWeightsError,
     ModelLoadError,
     ModelManager,
@@ -30,6 +27,7 @@ from iopaint_core import (
     read_picture,
 )
 from iopaint_plugins.diffusion.adapters import control_image
+from iopaint_plugins.diffusion.parameters import Adapters, DiffusionParameters, Lora
 
 __all__ = ["home", "model", "small"]
 
@@ -110,7 +108,7 @@ class TestLoras:
         manager = ModelManager()
         manager.load("model").close()
         before = manager.pool.stats().devices["cpu"].resident
-        manager.load("model", adapters=asking((one, 1.0)).adapters).close()
+        manager.load("model", variant=asking((one, 1.0)).variant).close()
         added = sum(tensor.nbytes for tensor in load_file(one).values())
         assert manager.pool.stats().devices["cpu"].resident == before + added
         assert manager.unload("model")
@@ -213,14 +211,14 @@ class TestWrongLoras:
         plugins = PluginManager()
         plugins.register(make_plugin("red"), "red")
         manager = ModelManager(plugins)
-        with pytest.raises(RequestError, match=r"for LoRAs or ControlNets, and red takes none\. Leave them out"):
-            manager.inpaint("red", IMAGE, MASK, InpaintRequest(loras=(Lora("one.safetensors"),)))
+        with pytest.raises(RequestError, match=r"unknown key 'loras'\. The keys are: "):
+            manager.inpaint("red", IMAGE, MASK, DiffusionParameters(loras=(Lora("one.safetensors"),)))
         assert manager.pool.stats().counts.loads == 0
 
     def test_a_model_that_was_loaded_without_says_how_to_load_it(self, model, one):
         with (
             ModelManager().load("model") as loaded,
-            pytest.raises(InputError, match=r"load it with adapters=request\.adapters"),
+            pytest.raises(InputError, match=r"load it with variant=parameters\.variant"),
         ):
             loaded(IMAGE, MASK, asking((one, 1.0)))
 
@@ -314,11 +312,14 @@ class TestControlNets:
 
     def test_a_model_that_takes_none(self, home, tmp_path):
         MAKERS["StableDiffusionInstructPix2PixPipeline"](home / "model")
-        self.refused(tmp_path, "StableDiffusionInstructPix2PixPipeline takes no ControlNets")
+        manager = ModelManager()
+        assert manager.find("model").parameters.parse(controlled(tmp_path)).variant is None, "it is not asked"
+        with pytest.raises(ModelLoadError, match="StableDiffusionInstructPix2PixPipeline takes no ControlNets"):
+            manager.load("model", variant=controlled(tmp_path).variant)
 
 
 def test_a_request_names_what_a_model_is_loaded_with():
-    assert InpaintRequest().adapters == Adapters()
-    request = InpaintRequest.validate('{"loras": [{"name": "a"}], "controlnet_method": ["b", "c"]}')
-    assert request.adapters == Adapters(loras=("a",))
-    assert replace(request, enable_controlnet=True).adapters == Adapters(loras=("a",), controlnets=("b", "c"))
+    assert DiffusionParameters().variant is None
+    request = DiffusionParameters.parse('{"loras": [{"name": "a"}], "controlnet_method": ["b", "c"]}')
+    assert request.variant == Adapters(loras=("a",))
+    assert replace(request, enable_controlnet=True).variant == Adapters(loras=("a",), controlnets=("b", "c"))

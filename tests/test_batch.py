@@ -231,17 +231,17 @@ class TestRun:
         assert read_picture(folder / "cut" / "a.png").samples.getpixel((0, 0))[3] == 9
         assert (read_mask(folder / "left" / "a.png")[:, :10] == 255).all()
 
-    def test_a_config_is_the_request_of_the_models_shape(self, folder, plugins):
+    def test_parameters_are_those_of_the_model(self, folder, plugins):
         class Larger(ImageModel):
             def forward(self, image, request):
                 return image.repeat(int(request.scale), axis=0).repeat(int(request.scale), axis=1)
 
         plugins.register(make_plugin("larger", load=Larger, task=Task.RESTORE), "larger")
         manager, jobs = ModelManager(plugins), plan(folder / "photos" / "a.png", None, folder / "out")
-        with pytest.raises(RequestError, match="'cv2_radius' is no key of it"):
-            list(run(manager, "larger", jobs, Options(config=b'{"cv2_radius": 3}')))
+        with pytest.raises(RequestError, match="unknown key 'scales'"):
+            list(run(manager, "larger", jobs, Options(parameters=b'{"scales": 3}')))
         assert manager.pool.stats().counts.loads == 0
-        list(run(manager, "larger", jobs, Options(config=b'{"scale": 3}')))
+        list(run(manager, "larger", jobs, Options(parameters=b'{"scale": 3, "cv2_radius": 3}')))
         assert read_picture(folder / "out" / "a.png").rgb.shape == (120, 180, 3)
 
     def test_a_mask_that_is_missing_or_of_no_use_is_told_before_the_first_picture(self, folder, plugins, manager):

@@ -27,22 +27,20 @@ from transformers import CLIPImageProcessor
 from weights import hub_cache
 
 from iopaint_core import (
-    InpaintRequest,
     InputError,
     LoadContext,
-    Lora,
     ModelError,
     ModelLoadError,
     ModelManager,
     ModelPool,
     RequestError,
-    Sampler,
     WeightsError,
     local_models,
     scan_models,
 )
 from iopaint_core.cli import main
 from iopaint_plugins.diffusion.model import DiffusionModel
+from iopaint_plugins.diffusion.parameters import DiffusionParameters, Lora, Sampler
 from iopaint_plugins.diffusion.pipelines import PIPELINES
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
@@ -67,7 +65,7 @@ def as_base64(image):
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-REQUEST = InpaintRequest(
+REQUEST = DiffusionParameters(
     prompt="a red cat",
     negative_prompt="a dog",
     sd_steps=2,
@@ -360,7 +358,7 @@ class TestRequest:
         image = photograph(301, 403)
         mask = np.zeros((301, 403), np.uint8)
         mask[100:150, 100:150] = 255
-        result = ModelManager().inpaint("model", image, mask, InpaintRequest(sd_steps=1, sd_mask_blur=5))
+        result = ModelManager().inpaint("model", image, mask, DiffusionParameters(sd_steps=1, sd_mask_blur=5))
         far = np.ones_like(mask, bool)
         far[90:160, 90:160] = False
         assert np.array_equal(result[far], image[far])

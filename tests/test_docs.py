@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 import iopaint_core
+from iopaint_plugins.opencv import CV2Parameters
 
 README = (ROOT / "README.md").read_text()
 
@@ -34,7 +35,7 @@ def test_the_host_of_the_readme_is_the_example_and_runs(tmp_path):
 
 
 def test_the_request_of_the_readme_is_valid():
-    assert iopaint_core.InpaintRequest.validate(blocks(README, "json")[0]).cv2_radius == 6
+    assert CV2Parameters.parse(blocks(README, "json")[0]).cv2_radius == 6
 
 
 @pytest.mark.process

@@ -19,6 +19,7 @@ from iopaint_core import (
     report_preview,
     wants_preview,
 )
+from iopaint_plugins.diffusion.parameters import DiffusionParameters
 
 RED = (255, 0, 0)
 
@@ -26,6 +27,7 @@ RED = (255, 0, 0)
 class Whole(InpaintModel):
     """Keeps what it is given, and paints all red."""
 
+    parameters_class = DiffusionParameters
     whole = True
     pad_multiple = 8
 
@@ -120,7 +122,7 @@ class TestExtender:
         PIL.Image.fromarray(masked(40, 60)).save(tmp_path / "mask.png")
         jobs = batch.plan(tmp_path / "in.png", tmp_path / "mask.png", tmp_path / "out.png")
         config = b'{"use_extender": true, "extender_x": -4, "extender_width": 68, "extender_height": 40}'
-        (outcome,) = batch.run(manager, "red", jobs, batch.Options(config=config))
+        (outcome,) = batch.run(manager, "red", jobs, batch.Options(parameters=config))
         assert outcome.status is batch.Status.REPAIRED
         result = read_picture(tmp_path / "out.png").rgb
         assert result.shape == (40, 68, 3)

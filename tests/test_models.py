@@ -9,20 +9,20 @@ from hypothesis.extra import numpy as arrays
 
 from iopaint_core import (
     Click,
-    CV2Flag,
     HDStrategy,
     ImageModel,
-    ImageRequest,
+    ImageParameters,
     InpaintModel,
     InpaintRequest,
     InputError,
     MaskModel,
-    MaskRequest,
+    MaskParameters,
     ModelManager,
     ModelOutputError,
     RequestError,
     report_progress,
 )
+from iopaint_plugins.opencv import CV2Flag
 
 
 class Any(InpaintModel):
@@ -107,7 +107,7 @@ def test_the_default_model_keeps_the_promise_too(installed, picture, request):
 @settings(max_examples=100)
 def test_every_masked_pixel_is_the_models(picture, request):
     image, mask = picture
-    result = Red()(image, mask, InpaintRequest.validate({**vars(request), "sd_match_histograms": False}))
+    result = Red()(image, mask, {**request, "sd_match_histograms": False})
     assert (result[mask > 127] == (255, 0, 0)).all()
 
 
@@ -238,8 +238,8 @@ class TestWrongInput:
             Red()(photograph(), masked(60, 40))
 
     def test_a_request_out_of_range(self):
-        with pytest.raises(RequestError, match="cv2_radius"):
-            Red()(photograph(), masked(40, 60), InpaintRequest(cv2_radius=-1))
+        with pytest.raises(RequestError, match="sd_mask_blur"):
+            Red()(photograph(), masked(40, 60), InpaintRequest(sd_mask_blur=-1))
 
     def test_an_empty_mask_returns_the_picture_and_says_so(self, caplog):
         image = photograph()
@@ -299,13 +299,14 @@ class TestImageModel:
     class Twice(ImageModel):
         def forward(self, image, request):
             image[:] = image // 2
-            return image.repeat(int(request.scale), axis=0).repeat(int(request.scale), axis=1)
+            scale = int(request.scale or 2)
+            return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
     def test_it_may_change_the_size_and_not_the_callers_image(self):
         image = photograph()
         before = image.copy()
         assert self.Twice()(image).shape == (80, 120, 3)
-        assert self.Twice()(image, ImageRequest(scale=3)).shape == (120, 180, 3)
+        assert self.Twice()(image, ImageParameters(scale=3)).shape == (120, 180, 3)
         assert np.array_equal(image, before)
 
     def test_it_may_return_transparency_and_nothing_else(self):
@@ -322,7 +323,7 @@ class TestImageModel:
 
     def test_a_scale_of_nothing_is_refused(self):
         with pytest.raises(RequestError, match="scale"):
-            self.Twice()(photograph(), ImageRequest(scale=0))
+            self.Twice()(photograph(), ImageParameters(scale=0))
 
 
 class TestMaskModel:
@@ -334,12 +335,12 @@ class TestMaskModel:
             return mask
 
     def test_clicks_reach_it(self):
-        mask = self.Clicked()(photograph(), MaskRequest(clicks=(Click(59, 0), Click(0, 39, positive=False))))
+        mask = self.Clicked()(photograph(), MaskParameters(clicks=(Click(59, 0), Click(0, 39, positive=False))))
         assert np.argwhere(mask).tolist() == [[0, 59]]
 
     def test_a_click_outside_is_refused(self):
         with pytest.raises(InputError, match="outside the image of 60 x 40"):
-            self.Clicked()(photograph(), MaskRequest(clicks=(Click(60, 0),)))
+            self.Clicked()(photograph(), MaskParameters(clicks=(Click(60, 0),)))
 
 
 def test_no_global_random_state_is_touched():

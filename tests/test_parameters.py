@@ -272,7 +272,7 @@ class TestDeclarations:
             radius: int = 3
 
         for wrong in (Bare, BlurParameters(), int, "blur"):
-            with pytest.raises(PluginError, match="expected a subclass of Parameters|is not a frozen dataclass"):
+            with pytest.raises(PluginError, match=r"expected a subclass of Parameters|is not a frozen dataclass"):
                 check_declaration(wrong)
 
     def test_a_field_without_default(self):
@@ -288,7 +288,7 @@ class TestDeclarations:
         class Wild(InpaintParameters):
             radius: Annotated[int, Le(3)] = 4
 
-        with pytest.raises(PluginError, match="Wild: the default of 'radius' is 4: .*less than or equal to 3"):
+        with pytest.raises(PluginError, match=r"Wild: the default of 'radius' is 4: .*less than or equal to 3"):
             Wild.parse({})
 
     def test_a_type_that_json_cannot_hold(self):
@@ -318,7 +318,7 @@ class TestDeclarations:
             hd_strategy: HDStrategy = HDStrategy.RESIZE
             sd_mask_blur: Annotated[int, Le(20)] = 3
 
-        with pytest.raises(PluginError, match="the framework's field 'sd_scale' is float, and it declares it as str"):
+        with pytest.raises(PluginError, match="'sd_scale' is float, and it declares it as str"):
             Odd.parse({})
         assert Fine.parse({}).hd_strategy is HDStrategy.RESIZE
 
@@ -360,7 +360,7 @@ class TestDeclarations:
         assert local.json_schema()["properties"]["width"]["description"] == "Width."
         with pytest.raises(RequestError, match="'radius' is 101"):
             local.parse({"radius": 101})
-        with pytest.raises(PluginError, match="the type of 'amount' names Decimal.*outside of `if TYPE_CHECKING`"):
+        with pytest.raises(PluginError, match=r"the type of 'amount' names Decimal.*outside of `if TYPE_CHECKING`"):
             strings.Bad.parse({})
 
 

@@ -4,16 +4,17 @@ import pickle
 import pytest
 
 from iopaint_core import (
-    CV2Flag,
-    HDStrategy,
-    InpaintRequest,
-    MaskRequest,
+    ImageParameters,
+    InpaintParameters,
+    MaskParameters,
     ModelInfo,
     ModelType,
-    RequestError,
+    PluginError,
     Task,
     UnknownModelError,
 )
+from iopaint_plugins.diffusion.parameters import DiffusionParameters
+from iopaint_plugins.opencv import CV2Parameters
 
 
 def test_a_model_is_announced_as_the_decision_record_writes_it():
@@ -34,8 +35,8 @@ def test_model_types_have_the_values_of_iopaint():
     }
 
 
-def test_a_request_has_the_names_and_defaults_of_iopaint():
-    assert dataclasses.asdict(InpaintRequest()) == {
+def test_parameters_have_the_names_and_defaults_of_iopaint():
+    framework = {
         "hd_strategy": "Crop",
         "hd_strategy_crop_trigger_size": 800,
         "hd_strategy_crop_margin": 128,
@@ -43,8 +44,6 @@ def test_a_request_has_the_names_and_defaults_of_iopaint():
         "sd_mask_blur": 11,
         "sd_match_histograms": False,
         "sd_keep_unmasked_area": True,
-        "cv2_flag": "INPAINT_NS",
-        "cv2_radius": 4,
         "use_croper": False,
         "croper_x": 0,
         "croper_y": 0,
@@ -56,6 +55,11 @@ def test_a_request_has_the_names_and_defaults_of_iopaint():
         "extender_width": 640,
         "extender_height": 640,
         "sd_scale": 1.0,
+    }
+    assert dataclasses.asdict(InpaintParameters()) == framework
+    assert dataclasses.asdict(CV2Parameters()) == {**framework, "cv2_flag": "INPAINT_NS", "cv2_radius": 4}
+    assert dataclasses.asdict(DiffusionParameters()) == {
+        **framework,
         "prompt": "",
         "negative_prompt": "",
         "sd_steps": 50,
@@ -74,42 +78,36 @@ def test_a_request_has_the_names_and_defaults_of_iopaint():
 
 
 @pytest.mark.parametrize(
-    "data", ['{"hd_strategy": "Resize", "cv2_radius": 7}', {"hd_strategy": "Resize", "cv2_radius": 7}]
-)
-def test_a_request_is_made_from_json_and_from_mappings(data):
-    request = InpaintRequest.validate(data)
-    assert request == InpaintRequest(hd_strategy=HDStrategy.RESIZE, cv2_radius=7)
-    assert request.cv2_flag is CV2Flag.INPAINT_NS
-
-
-def test_a_request_made_in_python_is_checked_as_one_from_outside():
-    assert InpaintRequest.validate(InpaintRequest(hd_strategy="Crop")).hd_strategy is HDStrategy.CROP
-    with pytest.raises(RequestError, match="'hd_strategy_crop_margin' is -1"):
-        InpaintRequest.validate(InpaintRequest(hd_strategy_crop_margin=-1))
-
-
-@pytest.mark.parametrize(
-    ("json", "told"),
+    ("task", "parameters"),
     [
-        ('{"hd_strategy_crop_margin": -5}', ["hd_strategy_crop_margin", "-5", "greater than or equal to 0"]),
-        ('{"cv2_radius": "wide"}', ["cv2_radius", "wide", "integer"]),
-        ('{"hd_strategy": "Shrink"}', ["hd_strategy", "Shrink", "'Original', 'Resize' or 'Crop'"]),
-        ('{"cv2_radios": 3}', ["cv2_radios", "did you mean cv2_radius?", "The keys are: hd_strategy,"]),
-        ('{"cv2_radios": 3, "sd_mask_blur": -1}', ["cv2_radios", "sd_mask_blur"]),
-        ("[1, 2]", ["The request is wrong"]),
-        ("{", ["The request is wrong", "JSON"]),
+        (Task.INPAINT, InpaintParameters),
+        (Task.RESTORE, ImageParameters),
+        (Task.MATTING, ImageParameters),
+        (Task.SEGMENT, MaskParameters),
     ],
 )
-def test_a_wrong_request_is_told_which_key_and_which_range(json, told):
-    with pytest.raises(RequestError) as caught:
-        InpaintRequest.validate(json)
-    for words in told:
-        assert words in str(caught.value)
+def test_a_model_takes_what_its_task_takes_unless_it_says_more(task, parameters):
+    @dataclasses.dataclass(frozen=True)
+    class Own(parameters):
+        level: int = 1
+
+    assert ModelInfo("a", ModelType.PLUGIN, task=task).parameters is parameters
+    assert ModelInfo("a", ModelType.PLUGIN, task=task, parameters=Own).parameters is Own
 
 
-def test_clicks_come_as_json_too():
-    request = MaskRequest.validate('{"clicks": [{"x": 3, "y": 4, "positive": false}]}')
-    assert (request.clicks[0].x, request.clicks[0].y, request.clicks[0].positive) == (3, 4, False)
+def test_wrong_parameters_are_an_error_of_the_model():
+    class Bare(InpaintParameters):
+        radius: int = 3
+
+    wrong = {
+        Bare: "Bare: it is not a frozen dataclass",
+        ImageParameters: r"a has the parameters ImageParameters, which do not fit its task \(inpaint\)",
+        dict: "expected a subclass of Parameters, got <class 'dict'>",
+        CV2Parameters(): "expected a subclass of Parameters, got CV2Parameters",
+    }
+    for parameters, words in wrong.items():
+        with pytest.raises(PluginError, match=words):
+            ModelInfo("a", ModelType.PLUGIN, parameters=parameters)
 
 
 def test_errors_keep_their_data_across_processes():

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from iopaint_core import WeightsError, hookimpl, local_models
+from iopaint_plugins.diffusion.pipelines import parameters_of
 
 if TYPE_CHECKING:
-    from iopaint_core import InpaintModel, LoadContext, ModelInfo
+    from iopaint_core import LoadContext, ModelInfo
+    from iopaint_plugins.diffusion.model import DiffusionModel
 
 
 @hookimpl
 def iopaint_available_models() -> list[ModelInfo]:
     """What lies on this machine, in folders and files of this program, of IOPaint and of the Hugging Face hub."""
-    return [model.info for model in local_models().models]
+    return [
+        replace(model.info, parameters=parameters_of(model.type, model.path)) for model in local_models().models
+    ]
 
 
 @hookimpl
-def iopaint_load_model(info: ModelInfo, context: LoadContext) -> InpaintModel:
+def iopaint_load_model(info: ModelInfo, context: LoadContext) -> DiffusionModel:
     """Put a pipeline together from components that the pool shares."""
     from iopaint_plugins.diffusion.loading import load_checkpoint
     from iopaint_plugins.diffusion.model import DiffusionModel
+    from iopaint_plugins.diffusion.parameters import adapters_of
 
     if info.path is None:
         raise WeightsError(f"{info.name} was not found on this machine", "Scan again")
-    return DiffusionModel(*load_checkpoint(info.path, context), context.adapters)
+    return DiffusionModel(*load_checkpoint(info.path, context), adapters_of(context))

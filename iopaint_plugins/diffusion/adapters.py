@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from iopaint_core import Adapters, LoadContext
+    from iopaint_core import LoadContext
+    from iopaint_plugins.diffusion.parameters import Adapters
 
 _FAMILIES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 """By the width of what the UNet attends to."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from iopaint_core import TensorFiles, WeightsError, hub_folder, module_component
 from iopaint_plugins.diffusion.adapters import add_loras, controlnet_folder, lora_files
 from iopaint_plugins.diffusion.configs import read_config, read_index
+from iopaint_plugins.diffusion.parameters import Adapters, adapters_of
 from iopaint_plugins.diffusion.pipelines import PIPELINES, Row
 from iopaint_plugins.diffusion.singlefile import checkpoint_parts, configs_of
 
@@ -80,8 +81,8 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     index = read_index(folder)
     if not context.safety_checker and "safety_checker" in index:
         index = {**index, "safety_checker": [None, None], "requires_safety_checker": False}
-    row = _row_of(index, folder)
-    pipeline = _pipeline_of(row, index, folder, context)
+    row, adapters = _row_of(index, folder), adapters_of(context)
+    pipeline = _pipeline_of(row, index, folder, adapters)
     parts = _parts_of(path, folder, index, row, context)
     parameters = inspect.signature(pipeline).parameters
     optional = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
@@ -92,8 +93,8 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
             f"{path} has no {', '.join(sorted(lacking))}, which {pipeline.__name__} needs", "Get the model again"
         )
     unet = read_config(parts["unet"].folder) if "unet" in parts else {}
-    loras = lora_files(context.adapters, context, unet)
-    nets = _controlnets(context, unet)
+    loras = lora_files(adapters, context, unet)
+    nets = _controlnets(adapters, context, unet)
     dtype = context.dtype or ("float32" if context.device == "cpu" else row.dtype)
     modules = context.share(
         {name: part.component(context, dtype) for name, part in (parts | nets).items() if part.has_weights}
@@ -106,7 +107,7 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
         "controlnet": [modules[name] for name in nets],
     }
     made = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
-    add_loras(made, loras, context.adapters)
+    add_loras(made, loras, adapters)
     if context.low_memory:
         _save_memory(made)
     made.set_progress_bar_config(disable=True)
@@ -139,12 +140,12 @@ def _parts_of(
     }
 
 
-def _controlnets(context: LoadContext, unet: Mapping[str, Any]) -> dict[str, _Part]:
+def _controlnets(adapters: Adapters, context: LoadContext, unet: Mapping[str, Any]) -> dict[str, _Part]:
     import diffusers
 
     return {
         f"controlnet_{number}": _Part(diffusers.ControlNetModel, controlnet_folder(name, context, unet))
-        for number, name in enumerate(context.adapters.controlnets)
+        for number, name in enumerate(adapters.controlnets)
     }
 
 
@@ -159,10 +160,10 @@ def _row_of(index: Mapping[str, Any], folder: Path) -> Row:
     return PIPELINES[name]
 
 
-def _pipeline_of(row: Row, index: Mapping[str, Any], folder: Path, context: LoadContext) -> Any:  # noqa: ANN401 - diffusers is not typed
+def _pipeline_of(row: Row, index: Mapping[str, Any], folder: Path, adapters: Adapters) -> Any:  # noqa: ANN401 - diffusers is not typed
     import diffusers
 
-    name = row.controlnet if context.adapters.controlnets else row.pipeline
+    name = row.controlnet if adapters.controlnets else row.pipeline
     if not name:
         raise WeightsError(f"{row.pipeline} takes no ControlNets", "Leave them out, or take another model")
     pipeline = getattr(diffusers, name, None)

@@ -1,4 +1,4 @@
-"""A pipeline as a model: what a request asks, in the pipeline's words."""
+"""A pipeline as a model: what is asked of it, in the pipeline's words."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from iopaint_core import (
     InpaintModel,
     InputError,
     ModelError,
-    Sampler,
     report_preview,
     report_progress,
     wants_preview,
 )
 from iopaint_plugins.diffusion.adapters import control_image, lora_bytes, lora_names
+from iopaint_plugins.diffusion.parameters import Adapters, DiffusionParameters, Sampler
 from iopaint_plugins.diffusion.samplers import scheduler_for
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from iopaint_core import Adapters, InpaintRequest
     from iopaint_plugins.diffusion.pipelines import Row
 
 
@@ -37,7 +36,7 @@ _MAX_EXAMPLE = 25_000_000
 """Pixels of an example image, of which the model sees 224 x 224; checked before it is decoded."""
 
 
-class DiffusionModel(InpaintModel):
+class DiffusionModel(InpaintModel[DiffusionParameters]):
     """Runs a pipeline on whole pictures of 512 pixels a side and more."""
 
     whole = True
@@ -55,7 +54,7 @@ class DiffusionModel(InpaintModel):
         self.pad_multiple = row.multiple
 
     def forward(
-        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], request: InpaintRequest
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], parameters: DiffusionParameters
     ) -> NDArray[np.uint8]:
         """Repaint where the mask is 255."""
         import numpy as np
@@ -63,32 +62,32 @@ class DiffusionModel(InpaintModel):
         import torch
 
         pipeline, row = self._pipeline, self._row
-        if request.adapters != self._adapters:
+        if (parameters.variant or Adapters()).named != self._adapters.named:
             raise InputError(
-                "This model was loaded without the LoRAs or ControlNets of the request, or with others",
-                "Call ModelManager.inpaint, or load it with adapters=request.adapters",
+                "This model was loaded without the LoRAs or ControlNets of the parameters, or with others",
+                "Call ModelManager.inpaint, or load it with variant=parameters.variant",
             )
         if row.samplers:
-            sampler = Sampler.LCM if request.sd_lcm_lora else request.sd_sampler
+            sampler = Sampler.LCM if getattr(parameters, "sd_lcm_lora", False) else parameters.sd_sampler
             pipeline.scheduler = self._new_scheduler(sampler)
         if names := lora_names(self._adapters):
-            pipeline.set_adapters(names, [*(lora.scale for lora in request.loras), 1.0][: len(names)])
-        seed = random.SystemRandom().randrange(2**31) if request.sd_seed == -1 else request.sd_seed
+            pipeline.set_adapters(names, [*(lora.scale for lora in parameters.loras), 1.0][: len(names)])
+        seed = random.SystemRandom().randrange(2**31) if parameters.sd_seed == -1 else parameters.sd_seed
         height, width = mask.shape
         size = {"height": height, "width": width, "max_area": height * width}
         arguments = {
             **row.fixed,
             **{name: size[name] for name in row.size},
-            **self._taken(request),
+            **self._taken(parameters),
             "image": PIL.Image.fromarray(image),
             "generator": torch.Generator("cpu").manual_seed(seed),
         }
         if nets := self._adapters.controlnets:
             arguments["control_image"] = [control_image(name, image, mask) for name in nets]
-            arguments["controlnet_conditioning_scale"] = [request.controlnet_conditioning_scale] * len(nets)
+            arguments["controlnet_conditioning_scale"] = [parameters.controlnet_conditioning_scale] * len(nets)
         if row.mask:
             arguments["mask_image"] = PIL.Image.fromarray(mask)
-        result = pipeline(**arguments, **self._reporting(request.sd_steps, mask.shape))
+        result = pipeline(**arguments, **self._reporting(parameters.sd_steps, mask.shape))
         if any(getattr(result, "nsfw_content_detected", None) or ()):
             raise ModelError(
                 "The model's safety checker found the picture unfit to be shown, and gave a black one",
@@ -113,8 +112,8 @@ class DiffusionModel(InpaintModel):
         kept = [unused.config, *(value for value in vars(unused).values() if isinstance(value, torch.Tensor))]
         return copy.deepcopy(unused, {id(value): value for value in kept})
 
-    def _taken(self, request: InpaintRequest) -> dict[str, Any]:
-        taken = {theirs: getattr(request, ours) for ours, theirs in self._row.takes.items()}
+    def _taken(self, parameters: DiffusionParameters) -> dict[str, Any]:
+        taken = {theirs: getattr(parameters, ours) for ours, theirs in self._row.takes.items()}
         if "example_image" in taken:
             taken["example_image"] = _example(taken["example_image"])
         return taken

@@ -1,14 +1,18 @@
-"""Which pipeline of diffusers inpaints with which checkpoint, and what of a request it takes: one row for each."""
+"""Which pipeline of diffusers inpaints with which checkpoint, and which parameters it takes: one row for each."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from iopaint_core import ModelType
+from iopaint_core import InpaintParameters, ModelType, WeightsError
+from iopaint_plugins.diffusion.configs import read_index
+from iopaint_plugins.diffusion.parameters import DiffusionParameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _PROMPT = {"prompt": "prompt"}
 _STEPS = {"sd_steps": "num_inference_steps"}
@@ -16,6 +20,7 @@ _GUIDANCE = {"sd_guidance_scale": "guidance_scale"}
 _TRUE_GUIDANCE = {"sd_guidance_scale": "true_cfg_scale"}
 _NEGATIVE = {"negative_prompt": "negative_prompt"}
 _STRENGTH = {"sd_strength": "strength"}
+_CONTROLNETS = ("enable_controlnet", "controlnet_method", "controlnet_conditioning_scale")
 _CLASSIC = {**_PROMPT, **_NEGATIVE, **_STEPS, **_GUIDANCE, **_STRENGTH}
 
 
@@ -29,9 +34,11 @@ class Row:
     multiple: int
     """Pixels that the sides of a picture must be a multiple of."""
     takes: Mapping[str, str] = field(default_factory=lambda: _CLASSIC)
-    """Fields of a request, and what the pipeline calls them."""
+    """Parameters, and what the pipeline calls them."""
     samplers: bool = False
-    """Whether the request's sampler may take the place of its own."""
+    """Whether another sampler may take the place of its own."""
+    loras: bool = True
+    """Whether it takes LoRAs; that of latent-consistency if it takes samplers too."""
     dtype: str = "float16"
     """Of the weights on an accelerator."""
     mask: bool = True
@@ -44,6 +51,17 @@ class Row:
     """The class of diffusers that takes ControlNets besides."""
     prior: str = ""
     """A repository whose components it needs besides its own, each named with `prior_` before it."""
+
+
+def row_parameters(row: Row) -> type[DiffusionParameters]:
+    """Return what the pipeline of a row takes."""
+    more = {
+        "sd_sampler": row.samplers,
+        "loras": row.loras,
+        "sd_lcm_lora": row.samplers and row.loras,
+        **dict.fromkeys(_CONTROLNETS, bool(row.controlnet)),
+    }
+    return DiffusionParameters.only(*row.takes, "sd_seed", *(name for name, taken in more.items() if taken))
 
 
 _SD = Row(
@@ -84,6 +102,7 @@ _KANDINSKY = Row(
     ModelType.DIFFUSERS_OTHER,
     64,
     {**_PROMPT, **_NEGATIVE, **_STEPS, **_GUIDANCE},
+    loras=False,
     prior="kandinsky-community/kandinsky-2-2-prior",
 )
 _PAINT_BY_EXAMPLE = Row(
@@ -92,6 +111,7 @@ _PAINT_BY_EXAMPLE = Row(
     8,
     {**_STEPS, **_GUIDANCE, **_NEGATIVE, "paint_by_example_example_image": "example_image"},
     samplers=True,
+    loras=False,
 )
 _PIX2PIX = Row(
     "StableDiffusionInstructPix2PixPipeline",
@@ -131,3 +151,16 @@ PIPELINES: Mapping[str, Row] = {
     "StableDiffusionInstructPix2PixPipeline": _PIX2PIX,
 }
 """By the `_class_name` in a folder's `model_index.json`."""
+
+_BY_TYPE: Mapping[ModelType, Row] = {
+    row.type: row for row in PIPELINES.values() if row.type is not ModelType.DIFFUSERS_OTHER
+}
+
+
+def parameters_of(kind: ModelType, path: Path) -> type[InpaintParameters]:
+    """Return what the model at a path takes; no more than the framework's own fields if it can't be loaded."""
+    row = _BY_TYPE.get(kind)
+    if row is None and path.is_dir():
+        with contextlib.suppress(WeightsError):
+            row = PIPELINES.get(str(read_index(path).get("_class_name")))
+    return InpaintParameters if row is None else row_parameters(row)

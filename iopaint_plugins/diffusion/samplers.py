@@ -1,10 +1,10 @@
-"""The request's samplers as schedulers of diffusers, as IOPaint maps them."""
+"""The samplers as schedulers of diffusers, as IOPaint maps them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from iopaint_core import Sampler
+from iopaint_plugins.diffusion.parameters import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
