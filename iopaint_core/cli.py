@@ -1,4 +1,4 @@
-"""The command line: `iopaint-core list | plugins | run | pool | download | verify | remove | where | doctor`.
+"""The command line: `iopaint-core list`, `plugins`, `parameters`, `run`, `pool`, `download` and more.
 
 What a command is asked for goes to standard output, everything else to standard error. Exit codes: 0 done,
 1 something failed and is reported, 2 the command was used wrongly.
@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING
 import click
 
 from iopaint_core.catalog import ScanReport, find_model, scan
-from iopaint_core.errors import IOPaintError, ModelLoadError, WeightsError
+from iopaint_core.errors import IOPaintError, ModelLoadError, WeightsError, did_you_mean
 from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import DTYPES, Task, describe, format_bytes
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import NoReturn
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any, NoReturn
 
     from tqdm import tqdm
 
     from iopaint_core.batch import Outcome
+    from iopaint_core.parameters import Parameters, ParametersLike
     from iopaint_core.schema import LoadContext, ModelInfo, WeightFile
 
 _EXISTING = click.Path(exists=True, path_type=Path)
@@ -119,6 +120,68 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print their JSON Schema.")
+@click.pass_obj
+def parameters(plugins_dir: Path | None, model: str, as_json: bool) -> None:
+    """Show what a model takes: for `run -p NAME=VALUE` and `run --config`."""
+    report = _scan(plugins_dir)
+    with _usage_errors():
+        taken = find_model(model, report.models).parameters
+        schema = taken.json_schema()
+    if as_json:
+        _print_json(schema)
+        return
+    names = taken.names()
+    rows = [_parameter_row(name, schema) for name in sorted(names, key=taken.framework_names().__contains__)]
+    _print_table(("name", "type", "default", "description"), rows)
+
+
+def _parameter_row(name: str, schema: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    import json
+
+    field = schema["properties"][name]
+    options = _options(field, schema)
+    shown = {"string": "text", "boolean": "true or false", "array": "list"}
+    kinds = [
+        "choice"
+        if "enum" in option
+        else f"{shown.get(option.get('type', ''), option.get('type', 'JSON'))}{_bounds(option)}"
+        for option in options
+        if option.get("type") != "null"
+    ]
+    choices = [str(value) for option in options for value in option.get("enum", ())]
+    description = " ".join(field.get("description", "").split())
+    if choices:
+        description = f"{description} One of: {', '.join(choices)}.".strip()
+    default = field.get("default")
+    text = default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
+    unit = f" {field['x-unit']}" if "x-unit" in field else ""
+    return name, " or ".join(kinds) + unit, text, description
+
+
+def _bounds(option: Mapping[str, Any]) -> str:
+    """Return the range of a number, for people."""
+    low, high = option.get("minimum"), option.get("maximum")
+    if low is not None and high is not None:
+        return f", {low} to {high}"
+    words = {
+        "minimum": "{} or more",
+        "exclusiveMinimum": "above {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "below {}",
+    }
+    return "".join(f", {text.format(option[key])}" for key, text in words.items() if key in option)
+
+
+def _options(field: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the schemas of which a value fits one, with references followed."""
+    if "$ref" in field:
+        return _options(schema["$defs"][field["$ref"].rpartition("/")[2]], schema)
+    return [option for each in field.get("anyOf", ()) for option in _options(each, schema)] or [field]
+
+
+@main.command()
 @click.option("--model", default="cv2", help="Name of the model, as `list` shows it, or plugin:name.")
 @click.option("--image", type=_EXISTING, required=True, help="Picture, or folder of pictures.")
 @click.option(
@@ -126,7 +189,16 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="File or folder for the result.")
 @click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The request, as JSON."
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the model takes, as JSON; `parameters MODEL` shows it.",
+)
+@click.option(
+    "-p",
+    "given",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="One parameter, over those of --config; may be given several times.",
 )
 @click.option("--recursive", is_flag=True, help="Look into the folder's folders too.")
 @click.option("--overwrite", is_flag=True, help="Replace what exists; without it, finished pictures are skipped.")
@@ -160,6 +232,7 @@ def run(
     mask: Path | None,
     output: Path,
     config: Path | None,
+    given: tuple[str, ...],
     recursive: bool,
     overwrite: bool,
     concat: bool,
@@ -194,10 +267,12 @@ def run(
         context = replace(context, cache=model_dir or context.cache, offline=offline or context.offline)
         plugins = _plugins(plugins_dir)
         store = _store(context, trust=trust)
-        given = _given_weights(weights, model, plugins) if weights else {}
-        manager = ModelManager(plugins, context=context, store=store, weights=given)
+        files = _given_weights(weights, model, plugins) if weights else {}
+        manager = ModelManager(plugins, context=context, store=store, weights=files)
         options = batch.Options(
-            parameters=config.read_bytes() if config else None,
+            parameters=_merged(
+                manager.find(model).parameters, config.read_bytes() if config else None, given, model
+            ),
             overwrite=overwrite,
             concat=concat,
             quality=quality,
@@ -209,6 +284,39 @@ def run(
     click.echo(", ".join(f"{counts[status]} {status}" for status in counts), err=True)
     if counts[batch.Status.FAILED.value]:
         sys.exit(1)
+
+
+def _merged(cls: type[Parameters], config: bytes | None, given: Sequence[str], model: str) -> ParametersLike:
+    """Return the parameters of `--config` with those of `-p` over them. Raises `RequestError`."""
+    if not given:
+        return config
+    schema, values = cls.json_schema(), {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"-p is {text!r}, expected NAME=VALUE, such as hd_strategy=Resize.")
+        if name not in schema["properties"]:
+            raise click.UsageError(
+                f"{model} takes no {name!r}{did_you_mean(name, cls.names())}. It takes: {', '.join(cls.names())}."
+            )
+        values[name] = _value(value, _options(schema["properties"][name], schema))
+    base = cls.parse(config)
+    return cls.parse({**{name: getattr(base, name) for name in cls.names()}, **values})
+
+
+def _value(text: str, options: Sequence[Mapping[str, Any]]) -> object:
+    """Return the value that `-p` gives: JSON where the field takes that, else the text itself."""
+    import json
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if not any(option.get("type") == "string" for option in options):
+        return value
+    kinds = {bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null"}
+    fits = any(option.get("type") == kinds.get(type(value)) for option in options)
+    return value if fits else text
 
 
 def _bytes(context: click.Context, option: click.Parameter, size: str | None) -> int | None:

@@ -177,6 +177,11 @@ class Parameters:
         return tuple(field.name for field in fields(cls) if field.init)
 
     @classmethod
+    def framework_names(cls) -> tuple[str, ...]:
+        """Return the names of the fields that the framework itself reads."""
+        return cls._framework_class().names()
+
+    @classmethod
     def only(cls, *names: str) -> type[Self]:
         """Return a subclass with the framework's fields and those named; the same one each time.
 
@@ -187,7 +192,7 @@ class Parameters:
         for name in names:
             if name not in known:
                 raise _invalid(cls, f"no field {name!r}{did_you_mean(name, known)}", f"It has: {', '.join(known)}")
-        dropped = frozenset(known) - {*names, *cls._framework_class().names()}
+        dropped = frozenset(known) - {*names, *cls.framework_names()}
         if not dropped:
             return cls
         if dropped not in cls._subsets:
@@ -196,7 +201,7 @@ class Parameters:
 
     @classmethod
     def _without(cls, dropped: frozenset[str]) -> type[Self]:
-        kept = [name for name in cls.names() if name not in {*dropped, *cls._framework_class().names()}]
+        kept = [name for name in cls.names() if name not in {*dropped, *cls.framework_names()}]
 
         def reduce(self: Self) -> tuple[object, ...]:
             return _restore, (cls, kept, {name: getattr(self, name) for name in type(self).names()})
