@@ -100,6 +100,25 @@ def no_pauses(monkeypatch):
 
 
 @pytest.fixture
+def reads(monkeypatch):
+    """Gives the fields besides the framework's that are read of instances of a class of parameters."""
+
+    def reads(cls):
+        read = set()
+
+        def record(self, name):
+            value = object.__getattribute__(self, name)
+            if type(self) is cls and name in cls.names() and name not in cls.framework_names():
+                read.add(name)
+            return value
+
+        monkeypatch.setattr(cls, "__getattribute__", record, raising=False)
+        return read
+
+    return reads
+
+
+@pytest.fixture
 def quick_switches():
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

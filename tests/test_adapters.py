@@ -260,12 +260,15 @@ class TestControlNets:
         assert np.array_equal(result, painted(home / "model", class_name, prepare=prepare, **more))
         assert not np.array_equal(result, manager.inpaint("model", IMAGE, MASK, REQUEST))
 
-    def test_several_at_once(self, model, tmp_path):
+    def test_several_at_once(self, model, tmp_path, reads):
         folders = [
             save_controlnet(tmp_path / f"control-{kind}", unet_of(model), seed=i)
             for i, kind in enumerate(["inpaint", "canny"])
         ]
-        result = ModelManager().inpaint("model", IMAGE, MASK, controlled(*folders))
+        manager = ModelManager()
+        read = reads(manager.find("model").parameters)
+        result = manager.inpaint("model", IMAGE, MASK, controlled(*folders))
+        assert {"controlnet_method", "controlnet_conditioning_scale"} <= read
         more = {"control_image": [HOLES, CANNY], "controlnet_conditioning_scale": [0.4, 0.4]}
         prepare = with_controlnets("StableDiffusionControlNetInpaintPipeline", *folders)
         assert np.array_equal(result, painted(model, CLASS, prepare=prepare, **more))

@@ -156,7 +156,7 @@ FULL_SIZE = {"StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline", "Flu
 
 class TestEveryClass:
     @pytest.mark.parametrize("class_name", MAKERS)
-    def test_it_paints_bit_for_bit_what_diffusers_paints(self, home, class_name):
+    def test_it_paints_bit_for_bit_what_diffusers_paints(self, home, class_name, reads):
         MAKERS[class_name](home / "model")
         if PIPELINES[class_name].prior:
             kandinsky_prior(home.parent.parent / "prior")
@@ -164,7 +164,11 @@ class TestEveryClass:
         assert [info.type for info in scan_models() if info.name == "model"] == [PIPELINES[class_name].type]
         steps = []
         manager = ModelManager()
+        taken = manager.find("model").parameters
+        read = reads(taken)
         result = manager.inpaint("model", IMAGE, MASK, REQUEST, progress=lambda *step: steps.append(step))
+        of_controlnets = {"controlnet_method", "controlnet_conditioning_scale"}  # TestControlNets
+        assert read == {*taken.names()} - {*taken.framework_names()} - of_controlnets
         assert np.array_equal(result, painted(home / "model", class_name))
         assert steps[-1][0] == steps[-1][1]
         assert result.std() > 5
@@ -188,6 +192,11 @@ class TestEveryClass:
     def test_every_pipeline_of_the_table_is_tried(self):
         tried = {PIPELINES[name].pipeline for name in MAKERS}
         assert tried == {row.pipeline for row in PIPELINES.values()}
+
+    @pytest.mark.parametrize("class_name", PIPELINES)
+    def test_it_takes_loras_if_diffusers_does(self, class_name):
+        row = PIPELINES[class_name]
+        assert row.loras == hasattr(getattr(diffusers, row.pipeline), "load_lora_weights")
 
 
 @pytest.fixture

@@ -1,19 +1,35 @@
 """What a model takes, as it declares it: checked, described, and the same for every way in."""
 
+import asyncio
 import json
 import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated
 
 import numpy as np
+import PIL.Image
 import pytest
 from annotated_types import Ge, Le
+from conftest import make_plugin, photograph
 
+from iopaint_core import (
+    AsyncModelManager,
+    InpaintModel,
+    InputError,
+    MaskModel,
+    ModelInfo,
+    ModelManager,
+    ModelType,
+    Stage,
+    batch,
+    hookimpl,
+)
 from iopaint_core.errors import PluginError, RequestError
 from iopaint_core.parameters import (
     IOPAINT_FIELDS,
@@ -379,3 +395,159 @@ def test_declaring_imports_no_pydantic():
 def test_the_base_class_has_no_fields_and_no_variant():
     assert Parameters.parse({"hd_strategy": "Crop"}) == Parameters()
     assert Parameters().variant is None
+
+
+COUNTED = []
+
+
+@dataclass(frozen=True)
+class CountedParameters(InpaintParameters):
+    """Counts how often values are checked."""
+
+    level: Annotated[int, Ge(0), Le(255)] = 9
+    """How bright."""
+    style: str = ""
+    """What is loaded with the model."""
+
+    def __post_init__(self):
+        COUNTED.append(threading.get_ident())
+
+    @property
+    def variant(self):
+        return {"list": ["unhashable"]}.get(self.style, self.style or None)
+
+
+class Painter(InpaintModel):
+    """Paints a level, and remembers how many leases there were meanwhile."""
+
+    def __init__(self, manager, variant):
+        self.manager, self.variant, self.leases, self.seen = manager, variant, [], []
+
+    def forward(self, image, mask, parameters):
+        self.leases.append(sum(self.manager().pool.stats().leases.values()))
+        self.seen.append(parameters)
+        image[:] = parameters.level
+        return image
+
+
+@pytest.fixture
+def painters(plugins):
+    """A manager whose model `paint` takes `CountedParameters`, and what its loader made."""
+    made = []
+
+    class Plugin:
+        @hookimpl
+        def iopaint_available_models(self):
+            return [ModelInfo("paint", ModelType.PLUGIN, parameters=CountedParameters)]
+
+        @hookimpl
+        def iopaint_load_model(self, info, context):
+            made.append(Painter(lambda: manager, context.variant))
+            return made[-1]
+
+    plugins.register(Plugin(), "paint")
+    manager = ModelManager(plugins)
+    CountedParameters.parse()
+    COUNTED.clear()
+    yield manager, made
+    COUNTED.clear()
+
+
+IMAGE, MASK = photograph(), np.full((40, 60), 255, np.uint8)
+
+
+class TestCalls:
+    def test_values_are_checked_once_and_the_model_is_leased_once(self, painters):
+        manager, made = painters
+        assert (manager.inpaint("paint", IMAGE, MASK, {"level": 3}) == 3).all()
+        assert len(COUNTED) == 1
+        assert made[0].leases == [1]
+
+    def test_so_they_are_for_an_event_loop_and_in_a_thread(self, painters):
+        manager, made = painters
+
+        async def call():
+            asynchronous = AsyncModelManager(manager)
+            try:
+                return await asynchronous.inpaint("paint", IMAGE, MASK, {"level": 3})
+            finally:
+                asynchronous.close()
+
+        assert (asyncio.run(call()) == 3).all()
+        assert len(COUNTED) == 1
+        assert threading.get_ident() not in COUNTED
+        assert made[0].leases == [1]
+
+    def test_so_they_are_for_a_folder_of_pictures(self, painters, tmp_path):
+        manager, made = painters
+        (tmp_path / "in").mkdir()
+        for name in "abc":
+            PIL.Image.fromarray(IMAGE).save(tmp_path / "in" / f"{name}.png")
+        PIL.Image.fromarray(MASK).save(tmp_path / "mask.png")
+        jobs = batch.plan(tmp_path / "in", tmp_path / "mask.png", tmp_path / "out")
+        outcomes = list(batch.run(manager, "paint", jobs, batch.Options(parameters='{"level": 3}')))
+        assert [outcome.status for outcome in outcomes] == [batch.Status.REPAIRED] * 3
+        assert len(COUNTED) == 1
+        assert made[0].leases == [1, 1, 1]
+
+    def test_a_wrong_value_is_told_before_anything_is_loaded(self, painters):
+        manager, made = painters
+        with pytest.raises(RequestError, match="'level' is 300"):
+            manager.inpaint("paint", IMAGE, MASK, CountedParameters(level=300))
+        assert made == []
+
+    def test_a_loaded_model_checks_what_it_is_called_with_by_its_own_class(self, painters):
+        manager, _ = painters
+        with manager.load("paint") as model:
+            assert (model(IMAGE, MASK, {"level": 7}) == 7).all()
+            with pytest.raises(RequestError, match=r"unknown key 'lever' \(did you mean level\?\)"):
+                model(IMAGE, MASK, {"lever": 7})
+
+    def test_the_class_is_a_problem_of_its_plugin_if_it_is_none(self, plugins):
+        class Bare(InpaintParameters):
+            level: int = 3
+
+        def wrong():
+            return [ModelInfo("wrong", ModelType.PLUGIN, parameters=Bare)]
+
+        plugins.register(make_plugin(iopaint_available_models=hookimpl(wrong)), "wrong")
+        plugins.register(make_plugin("red"), "red")
+        report = ModelManager(plugins).scan()
+        assert [info.name for info in report.models] == ["red"]
+        assert [(problem.plugin, problem.stage) for problem in report.problems] == [("wrong", Stage.SCAN)]
+        assert "Bare: it is not a frozen dataclass. Decorate it with" in str(report.problems[0])
+
+    def test_boxes_outside_the_image_are_refused(self):
+        class Boxed(MaskModel):
+            def forward(self, image, parameters):
+                mask = np.zeros(image.shape[:2], np.uint8)
+                for box in parameters.boxes:
+                    mask[box.slices] = 255
+                return mask
+
+        assert (Boxed()(IMAGE, {"boxes": [[10, 20, 60, 40]]}) > 0).sum() == 50 * 20
+        for box in ([-1, 0, 5, 5], [0, 0, 61, 5], [5, 0, 5, 5], [0, 5, 5, 4]):
+            with pytest.raises(InputError, match=r"empty, or not within the image of 60 x 40\. Give left < right"):
+                Boxed()(IMAGE, {"boxes": [box]})
+
+
+class TestVariants:
+    def test_each_is_a_model_of_its_own_and_its_loader_is_told(self, painters):
+        manager, made = painters
+        for style in ("", "a", "b", "a"):
+            manager.inpaint("paint", IMAGE, MASK, {"style": style})
+        assert [model.variant for model in made] == [None, "a", "b"]
+        with manager.load("paint", variant="b") as model:
+            assert model is made[2]
+        assert manager.unload("paint")
+        assert manager.pool.stats().leases == {}
+
+    def test_a_model_that_has_none_is_not_loaded_with_one(self, manager):
+        with pytest.raises(RequestError, match="red has no variants, and 'a' is asked for"):
+            manager.load("red", variant="a")
+
+    def test_one_that_is_not_hashable_is_told(self, painters):
+        manager, made = painters
+        with pytest.raises(PluginError, match=r"CountedParameters\.variant of paint is no hashable value: list"):
+            manager.inpaint("paint", IMAGE, MASK, {"style": "list"})
+        assert made == []
