@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -34,7 +33,7 @@ from iopaint_core.turns import DeviceSlots, Turn
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from iopaint_core.entries import Share
     from iopaint_core.imaging import Image, Mask
@@ -275,11 +274,13 @@ class ModelManager:
         info = self.find(name)
         if variant is not None and info.parameters.variant is Parameters.variant:
             raise RequestError(f"{info.name} has no variants, and {variant!r} is asked for", "Leave it out")
-        if not isinstance(variant, Hashable):
+        try:
+            hash(variant)
+        except TypeError as error:
             raise PluginError(
-                f"{info.parameters.__name__}.variant of {info.name} is no hashable value: {type(variant).__name__}",
+                f"{info.parameters.__name__}.variant of {info.name} is not hashable: {error}",
                 f"Report it to the author of {info.distribution}",
-            )
+            ) from error
         names = {file.filename for file in info.weights}
         given = {file: path for file, path in self._weights.items() if file in names} | dict(weights or {})
         device = device_name(self.context.device)

@@ -7,7 +7,7 @@ A plugin subclasses `InpaintParameters`, `ImageParameters` or `MaskParameters`; 
         radius: Annotated[int, Ge(1), Le(100), Hint(widget="slider")] = 15
         '''Radius of the Gaussian, in pixels.'''
 
-pydantic is imported by the first `parse` or `json_schema`: its import costs more than listing all models.
+pydantic is imported by the first `parse` of values: its import costs more than listing all models.
 """
 
 from __future__ import annotations
@@ -129,20 +129,24 @@ class Parameters:
         """
         if type(data) is cls and getattr(data, "_parsed", False):
             return data
+        parsed = cls() if data is None else cls._validated(data)
+        with contextlib.suppress(AttributeError):  # it has slots
+            object.__setattr__(parsed, "_parsed", True)
+        return parsed
+
+    @classmethod
+    def _validated(cls, data: object) -> Self:
         from pydantic import ValidationError
 
         adapter, names, given = cls._checked_adapter(), cls.names(), _read(data, cls)
         unknown = [key for key in given if key not in names and key not in IOPAINT_FIELDS]
-        found = []
         try:
-            parsed: Self = adapter.validate_python({key: given[key] for key in names if key in given})
+            valid = adapter.validate_python({key: given[key] for key in names if key in given})
         except ValidationError as error:
-            found = error.errors(include_url=False)
-        if unknown or found:
-            raise _request_error(cls, unknown, found)
-        with contextlib.suppress(AttributeError):  # it has slots
-            object.__setattr__(parsed, "_parsed", True)
-        return parsed
+            raise _request_error(cls, unknown, error.errors(include_url=False)) from error
+        if unknown:
+            raise _request_error(cls, unknown, [])
+        return valid
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
@@ -395,8 +399,6 @@ def _restore(cls: type[Parameters], names: list[str], values: Mapping[str, objec
 
 def _read(data: object, cls: type[Parameters]) -> Mapping[str, object]:
     """Return what is given, as a mapping."""
-    if data is None:
-        return {}
     if isinstance(data, Parameters):
         own, names = data.names(), cls.names()
         plain = type(data)()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from annotated_types import Ge, Le
-from conftest import make_plugin, photograph
+from conftest import ROOT, make_plugin, photograph
 
 from iopaint_core import (
     AsyncModelManager,
@@ -29,6 +30,7 @@ from iopaint_core import (
     Stage,
     batch,
     hookimpl,
+    scan_models,
 )
 from iopaint_core.errors import PluginError, RequestError
 from iopaint_core.parameters import (
@@ -45,6 +47,8 @@ from iopaint_core.parameters import (
     check_declaration,
     iopaint_flags,
 )
+from iopaint_plugins.diffusion.parameters import DiffusionParameters
+from iopaint_plugins.opencv import CV2Parameters
 
 
 class Kind(str, Enum):
@@ -380,13 +384,19 @@ class TestDeclarations:
             strings.Bad.parse({})
 
 
-def test_declaring_imports_no_pydantic():
+def test_declaring_a_model_and_calling_it_without_parameters_imports_no_pydantic():
     code = """
         import sys
-        import iopaint_core.parameters as p
-        p.InpaintParameters.only()
+        from iopaint_core import ModelManager, scan_models
+        from iopaint_plugins.diffusion.parameters import DiffusionParameters
+        DiffusionParameters.only("prompt")
+        assert "cv2" in [info.name for info in scan_models()]
         assert not {"pydantic", "numpy"} & set(sys.modules)
-        p.InpaintParameters.parse({})
+        import numpy as np
+        image = np.zeros((9, 9, 3), np.uint8)
+        ModelManager().inpaint("cv2", image, image[..., 0])
+        assert "pydantic" not in sys.modules
+        ModelManager().inpaint("cv2", image, image[..., 0], {"cv2_radius": 3})
         assert "pydantic" in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
@@ -447,7 +457,7 @@ def painters(plugins):
 
     plugins.register(Plugin(), "paint")
     manager = ModelManager(plugins)
-    CountedParameters.parse()
+    CountedParameters.parse({})
     COUNTED.clear()
     yield manager, made
     COUNTED.clear()
@@ -548,6 +558,45 @@ class TestVariants:
 
     def test_one_that_is_not_hashable_is_told(self, painters):
         manager, made = painters
-        with pytest.raises(PluginError, match=r"CountedParameters\.variant of paint is no hashable value: list"):
+        with pytest.raises(
+            PluginError, match=r"CountedParameters\.variant of paint is not hashable: unhashable type"
+        ):
             manager.inpaint("paint", IMAGE, MASK, {"style": "list"})
         assert made == []
+
+
+class TestDocs:
+    def test_the_guides_example_is_run(self, plugins):
+        guide = (ROOT / "docs" / "plugins.md").read_text().partition("## Loading")[0]
+        (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+        space = {"__name__": "a_guide"}
+        exec(code, space)
+        announce = hookimpl(lambda: [space["info"]])
+        hooks = {"iopaint_available_models": announce}
+        plugins.register(make_plugin(load=space["Blur"], **hooks), "blur")
+        manager = ModelManager(plugins)
+        one, other = (manager.inpaint("blur", IMAGE, MASK, {"radius": radius}) for radius in (2, 20))
+        assert not np.array_equal(one, other)
+        with pytest.raises(RequestError, match="'radius' is 101"):
+            manager.inpaint("blur", IMAGE, MASK, '{"radius": 101}')
+
+    def test_every_field_of_the_first_party_models_is_in_the_table(self):
+        table = (ROOT / "docs" / "parameters.md").read_text()
+        classes = (InpaintParameters, ImageParameters, MaskParameters, CV2Parameters, DiffusionParameters)
+        for cls in classes:
+            for name, entry in cls.json_schema()["properties"].items():
+                assert f"`{name}`" in table, "the table lacks it"
+                assert f"`{json.dumps(entry['default'])}`" in table, f"the default of {name}"
+
+
+def test_a_model_that_reads_no_field_of_its_own_declares_none():
+    assert {info.name: info.parameters for info in scan_models() if info.plugin_name == "lama"} == {
+        "lama": InpaintParameters,
+        "anime-lama": InpaintParameters,
+    }
+
+
+def test_cv2_reads_what_it_declares(reads):
+    read = reads(CV2Parameters)
+    ModelManager().inpaint("cv2", IMAGE, np.eye(40, 60, dtype=np.uint8) * 255)
+    assert read == {*CV2Parameters.names()} - {*InpaintParameters.names()}
