@@ -104,6 +104,7 @@ def reads(monkeypatch):
     """Gives the fields besides the framework's that are read of instances of a class of parameters."""
 
     def reads(cls):
+        cls.parse({})  # the first time looks at all defaults
         read = set()
 
         def record(self, name):
