@@ -131,7 +131,7 @@ def main() -> None:
     ]  # fmt: skip
     about = machine()
     result = {
-        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": about,
         "repeats": options.repeats,
         "versions": {"iopaint-core": versions(options.python.parent), "peer": versions(PEER)},

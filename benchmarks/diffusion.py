@@ -90,7 +90,7 @@ def main() -> None:
     ]
     about = machine()
     result = {
-        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": about,
         "calls": CALLS,
         "versions": {"iopaint-core": versions(options.python.parent)},

@@ -238,7 +238,7 @@ def main() -> None:
     measured = measure(options.python, root, options.rounds)
     found = rows(measured)
     result = {
-        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": machine(),
         "rounds": options.rounds,
         "load": round(load, 1),

@@ -107,7 +107,7 @@ def measure(repeats: int) -> tuple[list[Row], list[float]]:
 def write(rows: list[Row], floor: list[float], repeats: int) -> None:
     about = machine()
     result = {
-        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": about,
         "repeats": repeats,
         "versions": {"iopaint-core": versions(OURS), "peer": versions(PEER)},
