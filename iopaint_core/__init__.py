@@ -20,6 +20,7 @@ from iopaint_core.errors import (
     ModelLoadError,
     ModelNameError,
     ModelOutputError,
+    OptionsError,
     PictureError,
     PictureReadError,
     PictureTooLargeError,
@@ -28,6 +29,7 @@ from iopaint_core.errors import (
     PoolError,
     PoolFullError,
     RequestError,
+    UnavailableModelError,
     UnknownModelError,
     UntrustedWeightsError,
     WeightsError,
@@ -42,6 +44,7 @@ from iopaint_core.models import (
     report_progress,
     wants_preview,
 )
+from iopaint_core.options import LoadOptions, Secret
 from iopaint_core.parameters import (
     Box,
     Click,
@@ -55,7 +58,7 @@ from iopaint_core.parameters import (
     ParametersLike,
     iopaint_flags,
 )
-from iopaint_core.plugins import PluginManager
+from iopaint_core.plugins import PluginManager, missing_packages
 from iopaint_core.schema import (
     LoadContext,
     ModelInfo,
@@ -169,6 +172,7 @@ __all__ = [
     "Ledger",
     "LoadCancelledError",
     "LoadContext",
+    "LoadOptions",
     "LoadTimeoutError",
     "LocalModel",
     "LocalModels",
@@ -185,6 +189,7 @@ __all__ = [
     "ModelPool",
     "ModelType",
     "Need",
+    "OptionsError",
     "Parameters",
     "ParametersLike",
     "Picture",
@@ -203,11 +208,13 @@ __all__ = [
     "Problem",
     "RequestError",
     "ScanReport",
+    "Secret",
     "SharedComponents",
     "Stage",
     "State",
     "Task",
     "TensorFiles",
+    "UnavailableModelError",
     "UnknownModelError",
     "UntrustedWeightsError",
     "Usage",
@@ -226,6 +233,7 @@ __all__ = [
     "hub_folder",
     "iopaint_flags",
     "local_models",
+    "missing_packages",
     "module_component",
     "on_device",
     "raise_if_cancelled",

@@ -18,6 +18,7 @@ import click
 
 from iopaint_core.catalog import ScanReport, find_model, scan
 from iopaint_core.errors import IOPaintError, ModelLoadError, WeightsError, did_you_mean
+from iopaint_core.options import option_names
 from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import DTYPES, Task, describe, format_bytes
 from iopaint_core.weights import WeightStore
@@ -60,7 +61,7 @@ def list_models(plugins_dir: Path | None, only: str | None, commercial: bool, as
     report = _scan(plugins_dir)
     store = _store()
     here = {info: not store.missing(info) for info in report.models}
-    columns = ("name", "task", "type", "plugin_name", "distribution", "license", "downloaded")
+    columns = ("name", "task", "type", "plugin_name", "distribution", "license", "downloaded", "unavailable")
     rows = [
         (
             info.name,
@@ -70,6 +71,7 @@ def list_models(plugins_dir: Path | None, only: str | None, commercial: bool, as
             info.distribution,
             info.license,
             here[info],
+            info.unavailable,
         )
         for info in report.models
         if (info.commercial or not commercial) and (only is None or here[info] == (only == "downloaded"))
@@ -77,7 +79,9 @@ def list_models(plugins_dir: Path | None, only: str | None, commercial: bool, as
     if as_json:
         _print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        _print_table(columns, [(*row[:5], row[5] or "unknown", "yes" if row[6] else "no") for row in rows])
+        _print_table(
+            columns, [(*row[:5], row[5] or "unknown", "yes" if row[6] else "no", row[7] or "-") for row in rows]
+        )
     if report.problems:
         click.echo(f"Problems with plugins: {len(report.problems)}. `iopaint-core plugins` shows them.", err=True)
 
@@ -222,8 +226,14 @@ def _options(field: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mappin
     "--trust", is_flag=True, help="Load files that can run code though their hash is not the declared one."
 )
 @click.option("--offline", is_flag=True, help="Open no connection.")
-@click.option("--low-mem", is_flag=True, help="Take less memory, and more time; diffusion models know how.")
-@click.option("--no-safety-checker", is_flag=True, help="Leave out a model's checker of its own pictures.")
+@click.option(
+    "-o",
+    "--option",
+    "load_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set a load option of the model. Keys are safer in the environment: other users see command lines.",
+)
 @click.pass_obj
 def run(
     plugins_dir: Path | None,
@@ -243,8 +253,7 @@ def run(
     weights: tuple[str, ...],
     trust: bool,
     offline: bool,
-    low_mem: bool,
-    no_safety_checker: bool,
+    load_options: tuple[str, ...],
 ) -> None:
     """Run a model on a picture or a folder of pictures.
 
@@ -261,14 +270,18 @@ def run(
     PIL.Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit
     with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
         jobs = batch.plan(image, mask, output, recursive=recursive, overwrite=overwrite)
-        context = replace(
-            default_context(), device=device, safety_checker=not no_safety_checker, low_memory=low_mem
-        )
+        context = replace(default_context(), device=device)
         context = replace(context, cache=model_dir or context.cache, offline=offline or context.offline)
         plugins = _plugins(plugins_dir)
         store = _store(context, trust=trust)
-        files = _given_weights(weights, model, plugins) if weights else {}
-        manager = ModelManager(plugins, context=context, store=store, weights=files)
+        info = find_model(model, scan(plugins).models) if weights or load_options else None
+        manager = ModelManager(
+            plugins,
+            context=context,
+            store=store,
+            weights=_given_weights(weights, info) if info else None,
+            options={info.plugin_name: _given_options(load_options, info)} if info else None,
+        )
         options = batch.Options(
             parameters=_merged(
                 manager.find(model).parameters, config.read_bytes() if config else None, given, model
@@ -405,7 +418,8 @@ def download(plugins_dir: Path | None, models: tuple[str, ...], everything: bool
                 failed = True
                 click.echo(f"Error: {error}", err=True)
             else:
-                click.echo(f"{info.name}: {'fetched' if missing else 'is here'}", err=True)
+                unavailable = f"; it can't be used yet: {info.unavailable}" if info.unavailable else ""
+                click.echo(f"{info.name}: {'fetched' if missing else 'is here'}{unavailable}", err=True)
     if failed:
         sys.exit(1)
 
@@ -471,8 +485,7 @@ def doctor(plugins_dir: Path | None) -> None:
 
     import importlib_metadata
 
-    from iopaint_core.localmodels import local_models
-    from iopaint_core.settings import default_context
+    from iopaint_core.settings import OPTIONS_FILE, OptionSources, default_context, option_variable
 
     def version(name: str) -> str:
         try:
@@ -495,17 +508,28 @@ def doctor(plugins_dir: Path | None) -> None:
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
     rows += [(name, version(name)) for name in packages + extras]
     rows += [(name, os.environ.get(name, "not set")) for name in settings]
+    variables = {
+        option_variable(info.plugin_name, name): None
+        for info in report.models
+        for name in option_names(info.load_options)
+    }
+    rows += [(name, "set" if os.environ.get(name) else "not set") for name in variables]
     rows += [("cache", str(context.cache)), ("offline", "yes" if context.offline else "no")]
     rows += [("plugins", str(len(report.plugins))), ("models", str(len(report.models)))]
     _print_table(("what", "found"), rows)
-    for problem in report.problems:
+    sources = OptionSources({}, context.cache / OPTIONS_FILE)
+    problems = [*report.problems, *sources.problems(report.plugins, report.models)]
+    for problem in problems:
         click.echo(f"Problem: {problem}", err=True)
-    unusable = local_models().problems
-    for _, error in unusable:
-        click.echo(f"No model: {error}", err=True)
-    if report.problems:
+    unavailable: dict[str, list[str]] = {}
+    for info in report.models:
+        if info.unavailable:
+            unavailable.setdefault(info.unavailable, []).append(info.name)
+    for reason, names in unavailable.items():
+        click.echo(f"Can't be used yet: {', '.join(names)}: {reason}", err=True)
+    if problems:
         sys.exit(1)
-    if not unusable:
+    if not unavailable:
         click.echo("Nothing wrong was found.")
 
 
@@ -539,16 +563,35 @@ def _named(report: ScanReport, names: Sequence[str], everything: bool) -> list[M
     return list(report.models) if everything else [find_model(name, report.models) for name in names]
 
 
-def _given_weights(texts: Sequence[str], model: str, plugins: PluginManager) -> dict[str, Path]:
+def _given_options(texts: Sequence[str], info: ModelInfo) -> dict[str, str]:
+    """Return `--option` as values by key. No value is repeated in an error: it may be a secret."""
+    names = option_names(info.load_options)
+    given = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError("-o expected KEY=VALUE, and one has no '='.")
+        if key not in names:
+            raise click.UsageError(
+                f"{info.name} has no load option {key!r}{did_you_mean(key, names)}. "
+                f"Its load options are: {', '.join(names) or 'none'}."
+            )
+        given[key] = value
+    return given
+
+
+def _given_weights(texts: Sequence[str], info: ModelInfo) -> dict[str, Path]:
     """`--weights` as files by the name that they stand in for."""
-    files = find_model(model, scan(plugins).models).weights
+    files = info.weights
     given = {}
     for text in texts:
         name, equals, path = text.rpartition("=")
         if not equals:
             if len(files) != 1:
                 names = ", ".join(file.filename for file in files) or "none"
-                raise click.UsageError(f"{model} has these weights: {names}. Say which one {path} is: NAME=FILE.")
+                raise click.UsageError(
+                    f"{info.name} has these weights: {names}. Say which one {path} is: NAME=FILE."
+                )
             name = files[0].filename
         given[name] = Path(path)
     return given

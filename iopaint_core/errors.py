@@ -52,6 +52,10 @@ class ModelOutputError(ModelError):
     """A model returned something else than its contract says."""
 
 
+class UnavailableModelError(ModelLoadError):
+    """A model that can't be used yet: its plugin says why, in `ModelInfo.unavailable`."""
+
+
 class WeightsError(ModelLoadError):
     """A file of weights is damaged, or of a kind that is not read."""
 
@@ -90,6 +94,10 @@ class InputError(IOPaintError):
 
 class RequestError(IOPaintError):
     """A request with an unknown key or a value out of range."""
+
+
+class OptionsError(IOPaintError):
+    """A load option that is unknown or has a wrong value, or a file of them that can't be read."""
 
 
 class PictureError(IOPaintError):

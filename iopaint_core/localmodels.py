@@ -25,7 +25,7 @@ from iopaint_core.settings import default_context
 from iopaint_core.tensorfiles import file_stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     Kind = Literal["single file", "folder", "hub"]
 
@@ -72,6 +72,8 @@ class LocalModels:
     """In the order of the folders searched, and by path within each; their names differ."""
     problems: tuple[tuple[Path, WeightsError], ...]
     """Files and folders that are no model that can be used, and why."""
+    unusable: tuple[ModelInfo, ...]
+    """The same as hosts list them, under names that no model has."""
 
 
 def local_models() -> LocalModels:
@@ -95,7 +97,12 @@ def find_local_models(folders: Iterable[Path] = (), *, home: Path, memory: Path 
         search.folder(folder.absolute())
     search.hub(hub_cache().absolute())
     search.memory.save()
-    return LocalModels(_told_apart(search.models), tuple(search.problems))
+    models = _told_apart(search.models)
+    return LocalModels(
+        models,
+        tuple((path, error) for _, path, error in search.problems),
+        tuple(_unusable(search.problems, {model.name for model in models})),
+    )
 
 
 class _Search:
@@ -104,7 +111,7 @@ class _Search:
     def __init__(self, memory: _TypeMemory) -> None:
         self.memory = memory
         self.models: list[LocalModel] = []
-        self.problems: list[tuple[Path, WeightsError]] = []
+        self.problems: list[tuple[str, Path, WeightsError]] = []
         self._seen: set[tuple[int, int]] = set()
 
     def folder(self, root: Path) -> None:
@@ -168,7 +175,7 @@ class _Search:
                 )
             found = self.memory.type_of(path) if kind == "single file" else _type_of_folder(path)
         except WeightsError as error:
-            self.problems.append((path, error))
+            self.problems.append((name, path, error))
         else:
             if found is not None:
                 self.models.append(LocalModel(name, path, found, kind))
@@ -251,6 +258,16 @@ def _told_apart(models: list[LocalModel]) -> tuple[LocalModel, ...]:
             return tuple(replace(model, name=name) for model, name in zip(models, names, strict=True))
         for i in equal:
             depths[i] += 1
+
+
+def _unusable(problems: list[tuple[str, Path, WeightsError]], taken: set[str]) -> Iterator[ModelInfo]:
+    """List what can't be used, each by its name, or with as many folders before it as it takes to be another."""
+    for name, path, error in problems:
+        names = (name, *("/".join(path.parts[-depth:]) for depth in range(2, len(path.parts) + 1)))
+        shown = ("".join(c if c.isprintable() and c != ":" else "?" for c in name) for name in names)
+        if free := next((name for name in shown if name not in taken), None):
+            taken.add(free)
+            yield ModelInfo(name=free, type=ModelType.DIFFUSERS_OTHER, path=path, unavailable=str(error))
 
 
 class _TypeMemory:

@@ -18,16 +18,18 @@ from iopaint_core.errors import (
     PluginError,
     PoolFullError,
     RequestError,
+    UnavailableModelError,
     WeightsError,
 )
 from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.identity import IdentityIndex
 from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
+from iopaint_core.options import NO_OPTIONS, LoadOptions
 from iopaint_core.parameters import Parameters
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
-from iopaint_core.settings import default_context
+from iopaint_core.settings import OPTIONS_FILE, OptionSources, default_context
 from iopaint_core.torch_process import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.turns import DeviceSlots, Turn
 from iopaint_core.weights import WeightStore
@@ -59,8 +61,7 @@ class ModelKey(NamedTuple):
     """The files that the host gives in place of declared ones."""
     variant: Hashable | None = None
     """What it is loaded with, as its parameters say."""
-    safety_checker: bool = True
-    low_memory: bool = False
+    options: LoadOptions = NO_OPTIONS
 
     def __str__(self) -> str:
         return self.info.name
@@ -72,7 +73,8 @@ class ModelManager:
     Without `plugins`, the installed ones are discovered at the first call that needs them. Calls of one model
     come one after the other; `concurrency` bounds how many models run at once on the device (by default, one
     on an accelerator and one for each core on a CPU), not counting those that a running model calls. `weights`
-    gives files, by name, in place of those that models declare; the others come from the `store`.
+    gives files, by name, in place of those that models declare; the others come from the `store`. `options` gives
+    load options by plugin and name, over the environment's and those of `options.toml` in the home folder.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class ModelManager:
         context: LoadContext | None = None,
         store: WeightStore | None = None,
         weights: Mapping[str, Path] | None = None,
+        options: Mapping[str, Mapping[str, object]] | None = None,
         concurrency: int | None = None,
     ) -> None:
         self.plugins = PluginManager() if plugins is None else plugins
@@ -91,6 +94,7 @@ class ModelManager:
         root = default_context().cache if self.context.cache == Path() else self.context.cache
         self.store = WeightStore(root, offline=self.context.offline) if store is None else store
         self._weights = {} if weights is None else dict(weights)
+        self._options = OptionSources({} if options is None else dict(options), root / OPTIONS_FILE)
         self._discovers = plugins is None
         self._models: tuple[ModelInfo, ...] = ()
         self._found: dict[str, ModelInfo] = {}
@@ -111,7 +115,10 @@ class ModelManager:
             self.plugins.discover()
         report = scan(self.plugins)
         self._models, self._found = report.models, {}
-        return report
+        unused = self._options.unused(report.plugins)
+        for problem in unused:
+            _logger.warning("%s", problem)
+        return replace(report, problems=(*report.problems, *unused))
 
     def find(self, name: str) -> ModelInfo:
         """The model of that name, from the last scan or a new one. Raises `ModelNameError`."""
@@ -131,8 +138,8 @@ class ModelManager:
         `weights` gives files, by name, in place of declared ones; `variant` is that of the parameters to come.
         Calls of a leased model come in whatever order its holders make them; `inpaint` and the others queue.
 
-        Raises `ModelNameError`, `RequestError` for a variant of a model that has none, `ModelLoadError`,
-        `PoolFullError`, `LoadTimeoutError`.
+        Raises `ModelNameError`, `RequestError` for a variant of a model that has none, `OptionsError`,
+        `ModelLoadError`, `PoolFullError`, `LoadTimeoutError`.
         """
         return self._lease(self._key(name, weights, variant))
 
@@ -188,7 +195,7 @@ class ModelManager:
         The loader of each runs until it asks for its components, of which headers are read. One that never asks
         loads its model, which is measured and dropped. Nothing is fetched.
 
-        Raises `ModelNameError`, `ModelLoadError`, of which `MissingWeightsError`.
+        Raises `ModelNameError`, `OptionsError`, `ModelLoadError`, of which `MissingWeightsError`.
         """
         return forecast({name: self._components_of(self.find(name)) for name in names})
 
@@ -272,6 +279,8 @@ class ModelManager:
         self, name: str, weights: Mapping[str, Path] | None = None, variant: Hashable | None = None
     ) -> ModelKey:
         info = self.find(name)
+        if info.unavailable:
+            raise UnavailableModelError(f"{info.name} can't be used yet: {info.unavailable}")
         if variant is not None and info.parameters.variant is Parameters.variant:
             raise RequestError(f"{info.name} has no variants, and {variant!r} is asked for", "Leave it out")
         try:
@@ -290,8 +299,7 @@ class ModelManager:
             self.context.dtype,
             tuple(sorted(given.items())),
             variant,
-            self.context.safety_checker,
-            self.context.low_memory,
+            self._options.options_of(info, self._models),
         )
 
     def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:
@@ -336,7 +344,14 @@ class ModelManager:
                 )
             return files[name]
 
-        context = replace(self.context, share=share, index=self._index, weights=path_of, variant=key.variant)
+        context = replace(
+            self.context,
+            share=share,
+            index=self._index,
+            weights=path_of,
+            variant=key.variant,
+            options=key.options,
+        )
         try:
             with process_defaults:
                 model = self.plugins.load_model(info, context)

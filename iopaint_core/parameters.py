@@ -32,9 +32,9 @@ from iopaint_core.errors import PluginError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
+    from typing import Self
 
     from pydantic import TypeAdapter
-    from typing_extensions import Self
 
 ParametersLike: TypeAlias = "Parameters | Mapping[str, object] | str | bytes | None"
 """What `Parameters.parse` takes."""

@@ -259,6 +259,17 @@ class _Load(pluggy.PluginManager):
         return None
 
 
+def missing_packages(*modules: str, install: str) -> str:
+    """Return which modules can't be imported, and the remedy, for `ModelInfo.unavailable`; empty if all are there.
+
+    None is imported: they are looked up by name.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed: {install}"
+
+
 def _origin(info: PluginInfo) -> tuple[str, str]:
     return _normalise(info.distribution), info.name
 

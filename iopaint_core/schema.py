@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iopaint_core.errors import InputError, IOPaintError, PluginError, WeightsError
+from iopaint_core.options import NO_OPTIONS, LoadOptions, OptionsClass, check_options_class
 from iopaint_core.parameters import (
     ImageParameters,
     InpaintParameters,
@@ -140,8 +141,18 @@ class ModelInfo:
     """Where it is, if it was found on this machine rather than announced."""
     parameters: ParametersClass = Parameters
     """The class of what it takes; by default, what the framework itself reads for its task."""
+    load_options: OptionsClass = LoadOptions
+    """The class of `LoadContext.options`: what the host decides, out of a request's reach."""
+    unavailable: str = ""
+    """Why it can't be used yet, and what to do: `pip install ...`; empty if it can."""
 
     def __post_init__(self) -> None:
+        if self.load_options is not LoadOptions:
+            check_options_class(self.load_options)
+        if not isinstance(self.unavailable, str):
+            raise PluginError(
+                f"unavailable expected str, got {type(self.unavailable).__name__}", "Give the reason as text"
+            )
         base = _PARAMETERS.get(self.task) if isinstance(self.task, Task) else None
         if base is None:
             return  # the catalog refuses it
@@ -204,10 +215,8 @@ class LoadContext:
     """Gives the path of one of the model's `WeightFile`s by its name, fetching it if need be."""
     variant: Hashable | None = None
     """What to load besides the model's own weights: the `Parameters.variant` of the calls to come."""
-    safety_checker: bool = True
-    """Load a model's own checker of its pictures, if it has one."""
-    low_memory: bool = False
-    """Take less memory while a model runs, at the cost of time, where its plugin knows how."""
+    options: LoadOptions = NO_OPTIONS
+    """What the host decides: an instance of the model's `ModelInfo.load_options`, its values checked."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {None, *DTYPES}:
@@ -245,7 +254,7 @@ class Stage(str, Enum):
     """Where on its way a plugin failed."""
 
     CONFIGURE = "configure"
-    """An allow or deny list names something that is not installed."""
+    """An allow or deny list names something that is not installed, or options can't be used."""
     IMPORT = "import"
     REGISTER = "register"
     """Its hooks do not fit the hook specifications."""

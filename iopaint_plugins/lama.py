@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iopaint_core import InpaintModel, ModelInfo, ModelType, WeightFile, file_component, hookimpl
+from iopaint_core import InpaintModel, ModelInfo, ModelType, WeightFile, file_component, hookimpl, missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,8 +72,9 @@ class LaMa(InpaintModel):
 @hookimpl
 def iopaint_available_models() -> list[ModelInfo]:
     """Announce `lama` and `anime-lama`."""
+    unavailable = missing_packages("torch", install="pip install 'iopaint-core[restore]'")
     return [
-        ModelInfo(name=name, type=ModelType.INPAINT, weights=(file,), license=terms)
+        ModelInfo(name=name, type=ModelType.INPAINT, weights=(file,), license=terms, unavailable=unavailable)
         for name, (file, terms) in _MODELS.items()
     ]
 

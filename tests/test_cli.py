@@ -45,9 +45,9 @@ class TestList:
         done = command("list")
         assert done.returncode == 0
         header, *rows = done.stdout.splitlines()
-        columns = ["NAME", "TASK", "TYPE", "PLUGIN_NAME", "DISTRIBUTION", "LICENSE", "DOWNLOADED"]
+        columns = ["NAME", "TASK", "TYPE", "PLUGIN_NAME", "DISTRIBUTION", "LICENSE", "DOWNLOADED", "UNAVAILABLE"]
         assert header.split() == columns
-        cv2 = ["cv2", "inpaint", "inpaint", "opencv", "iopaint-core", "Apache-2.0", "yes"]
+        cv2 = ["cv2", "inpaint", "inpaint", "opencv", "iopaint-core", "Apache-2.0", "yes", "-"]
         assert cv2 in [row.split() for row in rows]
 
     def test_json_is_one_document_and_nothing_else(self):
@@ -60,6 +60,7 @@ class TestList:
             "distribution": "iopaint-core",
             "license": "Apache-2.0",
             "downloaded": False,
+            "unavailable": "",
         } in models
 
     def test_every_model_of_ours_has_a_licence(self):

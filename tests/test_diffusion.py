@@ -28,7 +28,6 @@ from weights import hub_cache
 
 from iopaint_core import (
     InputError,
-    LoadContext,
     ModelError,
     ModelLoadError,
     ModelManager,
@@ -449,7 +448,7 @@ class TestLowMemory:
         MAKERS[class_name](home / "model")
         config = home / "model" / "vae" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": SIDE // 2}))
-        manager = ModelManager(context=LoadContext(low_memory=True))
+        manager = ModelManager(options={"diffusion": {"low_memory": True}})
         result = manager.inpaint("model", IMAGE, MASK, REQUEST)
         assert np.array_equal(result, painted(home / "model", class_name, prepare=save_memory))
         whole = ModelManager(pool=manager.pool).inpaint("model", IMAGE, MASK, REQUEST)
@@ -460,12 +459,12 @@ class TestLowMemory:
 class TestSafetyChecker:
     def test_a_picture_that_it_finds_unfit_is_an_error_and_not_black(self, home):
         with_safety_checker(home / "model")
-        with pytest.raises(ModelError, match=r"safety checker found the picture unfit.*--no-safety-checker"):
+        with pytest.raises(ModelError, match=r"safety checker found the picture unfit.*-o safety_checker=false"):
             ModelManager().inpaint("model", IMAGE, MASK, REQUEST)
 
     def test_it_is_left_out_where_the_host_says_so(self, home, tmp_path):
         with_safety_checker(home / "model")
-        manager = ModelManager(context=LoadContext(safety_checker=False))
+        manager = ModelManager(options={"diffusion": {"safety_checker": False}})
         result = manager.inpaint("model", IMAGE, MASK, REQUEST)
         assert len(manager.pool.stats().components) == 3
         with pytest.raises(ModelError, match="safety checker"):
@@ -480,7 +479,7 @@ class TestSafetyChecker:
             "model",
             *(str(tmp_path / x) if "." in x else x for y in options.items() for x in y),
         ]
-        for option, code in (("--no-safety-checker", 0), ("--overwrite", 1)):
+        for option, code in (("-osafety_checker=false", 0), ("--overwrite", 1)):
             done = CliRunner().invoke(main, [*command, option])
             assert done.exit_code == code, done.output
         assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "out.png")), result)

@@ -338,6 +338,6 @@ class TestModels:
         files.write(home / "stable_diffusion" / "vae.safetensors", files.vae())
         result = CliRunner().invoke(main, ["doctor"])
         assert result.exit_code == 0
-        lines = [line for line in result.stderr.splitlines() if line.startswith("No model: ")]
-        assert [Path(line.split()[2]).name for line in lines] == ["broken.safetensors", "vae.safetensors"]
+        lines = [line for line in result.stderr.splitlines() if line.startswith("Can't be used yet: ")]
+        assert [line.split()[4] for line in lines] == ["broken.safetensors:", "vae.safetensors:"]
         assert "Nothing wrong" not in result.stdout

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from iopaint_core import WeightsError, hookimpl, local_models
+from iopaint_core import WeightsError, hookimpl, local_models, missing_packages
+from iopaint_plugins.diffusion.options import DiffusionOptions
 from iopaint_plugins.diffusion.pipelines import parameters_of
 
 if TYPE_CHECKING:
@@ -16,9 +17,18 @@ if TYPE_CHECKING:
 @hookimpl
 def iopaint_available_models() -> list[ModelInfo]:
     """What lies on this machine, in folders and files of this program, of IOPaint and of the Hugging Face hub."""
-    return [
-        replace(model.info, parameters=parameters_of(model.type, model.path)) for model in local_models().models
+    found = local_models()
+    missing = missing_packages(
+        "torch", "diffusers", "transformers", install="pip install 'iopaint-core[diffusion]'"
+    )
+    models = [
+        *(
+            replace(model.info, parameters=parameters_of(model.type, model.path), unavailable=missing)
+            for model in found.models
+        ),
+        *found.unusable,
     ]
+    return [replace(info, load_options=DiffusionOptions) for info in models]
 
 
 @hookimpl

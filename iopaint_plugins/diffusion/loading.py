@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from iopaint_core import TensorFiles, WeightsError, hub_folder, module_component
 from iopaint_plugins.diffusion.adapters import add_loras, controlnet_folder, lora_files
 from iopaint_plugins.diffusion.configs import read_config, read_index
+from iopaint_plugins.diffusion.options import DiffusionOptions
 from iopaint_plugins.diffusion.parameters import Adapters, adapters_of
 from iopaint_plugins.diffusion.pipelines import PIPELINES, Row
 from iopaint_plugins.diffusion.singlefile import checkpoint_parts, configs_of
@@ -79,7 +80,9 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     """
     folder = path if path.is_dir() else configs_of(path, context)
     index = read_index(folder)
-    if not context.safety_checker and "safety_checker" in index:
+    options = context.options
+    assert isinstance(options, DiffusionOptions), "each model announces it"
+    if not options.safety_checker and "safety_checker" in index:
         index = {**index, "safety_checker": [None, None], "requires_safety_checker": False}
     row, adapters = _row_of(index, folder), adapters_of(context)
     pipeline = _pipeline_of(row, index, folder, adapters)
@@ -108,7 +111,7 @@ def load_checkpoint(path: Path, context: LoadContext) -> tuple[Any, Row]:
     }
     made = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
     add_loras(made, loras, adapters)
-    if context.low_memory:
+    if options.low_memory:
         _save_memory(made)
     made.set_progress_bar_config(disable=True)
     return made, row

@@ -91,8 +91,8 @@ class DiffusionModel(InpaintModel[DiffusionParameters]):
         if any(getattr(result, "nsfw_content_detected", None) or ()):
             raise ModelError(
                 "The model's safety checker found the picture unfit to be shown, and gave a black one",
-                "Take another seed or prompt; or leave the checker out: --no-safety-checker, or "
-                "LoadContext(safety_checker=False)",
+                "Take another seed or prompt; or leave the checker out: -o safety_checker=false, or "
+                "ModelManager(options={'diffusion': {'safety_checker': False}})",
             )
         painted: PIL.Image.Image = result.images[0]
         if painted.size != (width, height):  # some choose a size of their own

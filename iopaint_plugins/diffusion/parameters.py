@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from iopaint_core import Hint, InpaintParameters, InputError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from iopaint_core import LoadContext
 
