@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from iopaint_core.errors import OptionsError, PluginError, did_you_mean
 from iopaint_core.options import LoadOptions, option_names
-from iopaint_core.schema import LoadContext, Problem, Stage
+from iopaint_core.schema import LoadContext, Problem, Stage, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,13 +98,13 @@ class OptionSources:
         plugin, declared = info.plugin_name, option_names(info.load_options)
         values: dict[str, _Value] = {}
         if declared:
-            read = _table(self._read(), plugin)
-            values |= {name: _Value(value, f" ({self._file})") for name, value in read.items()}
+            source = f" ({self._file})"
+            values |= {name: _Value(value, source) for name, value in _table(self._read(), plugin).items()}
             variables = {name: option_variable(plugin, name) for name in declared}
             values |= {
-                name: _Value(value, f" ({variable})")
+                name: _Value(os.environ[variable], f" ({variable})")
                 for name, variable in variables.items()
-                if (value := os.environ.get(variable))
+                if os.environ.get(variable)
             }
         values |= {name: _Value(value, "") for name, value in _table(self._given, plugin).items()}
         siblings = [other for other in models if other.plugin_name == plugin]
@@ -120,19 +120,19 @@ class OptionSources:
     def _read(self) -> Mapping[str, object]:
         """Return the tables of the file; none if there is no file."""
         try:
-            text = self._file.read_text("utf-8-sig")
-            import tomllib
+            with self._file.open(encoding="utf-8-sig") as file:
+                import tomllib
 
-            return tomllib.loads(text)
+                return tomllib.loads(file.read())
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
-            raise OptionsError(f"{self._file} can't be read: {error.strerror}", "Make it readable") from error
+            fault, remedy = f"can't be read: {error.strerror}", "Make it readable"
         except (ValueError, RecursionError) as error:
-            raise OptionsError(
-                f"{self._file} can't be read as TOML: {error}",
-                'Give each plugin a table: [plugin], and below it option = "value"',
-            ) from error
+            fault = f"can't be read as TOML: {error}"
+            remedy = 'Give each plugin a table: [plugin], and below it option = "value"'
+        # Raised here, where no error is handled: the frames of its context would hold the file's text.
+        raise OptionsError(f"{self._file} {fault}", remedy)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _checked(info: ModelInfo, values: Mapping[str, _Value]) -> LoadOptions:
         if not isinstance(error, ValidationError):
             raise PluginError(
                 f"{info.load_options.__name__}, the options of {info.plugin_name}, can't be made: "
-                f"{type(error).__name__}: {error}",
+                f"{describe(error)}",
                 f"Report it to the author of {info.distribution}",
             ) from error
         faults = [_fault(item, values) for item in error.errors(include_url=False)]

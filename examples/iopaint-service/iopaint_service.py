@@ -1,0 +1,89 @@
+"""A model that is a web service, and one that needs an extra.
+
+The service takes a PNG whose transparent pixels are to be repainted, and answers with the repainted PNG.
+"""
+
+from dataclasses import dataclass
+
+from iopaint_core import (
+    InpaintModel,
+    LoadOptions,
+    ModelError,
+    ModelInfo,
+    ModelLoadError,
+    ModelType,
+    Secret,
+    hookimpl,
+    missing_packages,
+)
+
+
+@dataclass(frozen=True)
+class ServiceOptions(LoadOptions):
+    """What the host decides, and no request may change."""
+
+    url: str = "http://127.0.0.1:8300/erase"
+    """Where the service is."""
+    api_key: Secret = Secret("")
+    """What the host is known by there."""
+    timeout: float = 60.0
+    """Seconds that an answer may take."""
+
+
+class Service(InpaintModel):
+    def __init__(self, options, key):
+        import httpx
+
+        self._url = options.url
+        self._client = httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=options.timeout)
+
+    def forward(self, image, mask, request):
+        import cv2
+        import httpx
+        import numpy as np
+
+        sent = cv2.imencode(".png", np.dstack((image[..., ::-1], 255 - mask)))[1].tobytes()
+        try:
+            answer = self._client.post(self._url, content=sent).raise_for_status()
+        except httpx.HTTPError as error:
+            raise ModelError(
+                f"{self._url} gave no picture: {error}", "Look at the options url and api_key of service"
+            ) from error
+        painted = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
+        if painted is None:
+            raise ModelError(f"{self._url} answered with something else than a picture", "Look at the option url")
+        return painted[..., ::-1]
+
+    def close(self):
+        self._client.close()
+
+
+class Biharmonic(InpaintModel):
+    def forward(self, image, mask, request):
+        from skimage.restoration import inpaint_biharmonic
+
+        painted = inpaint_biharmonic(image, mask > 0, channel_axis=-1)
+        return (painted.clip(0, 1) * 255).round().astype("uint8")
+
+
+@hookimpl
+def iopaint_available_models():
+    needs = missing_packages("skimage", install="pip install 'iopaint-service[local]'")
+    return [
+        ModelInfo(name="service-erase", type=ModelType.PLUGIN, load_options=ServiceOptions),
+        ModelInfo(name="biharmonic", type=ModelType.PLUGIN, unavailable=needs),
+    ]
+
+
+@hookimpl
+def iopaint_load_model(info, context):
+    if info.name == "biharmonic":
+        return Biharmonic()
+    if context.offline:
+        raise ModelLoadError("service-erase opens connections, and none may be opened", "Unset IOPAINT_OFFLINE")
+    key = context.options.api_key.get_secret_value().strip()
+    if not key:
+        raise ModelLoadError("service-erase needs a key", "Set IOPAINT_SERVICE_API_KEY")
+    if not (key.isascii() and key.isprintable()):  # the error of an HTTP library would show it
+        raise ModelLoadError("The key has characters that no HTTP header may have", "Copy it again")
+    return Service(context.options, key)
