@@ -7,14 +7,20 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import venv
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
+
+from iopaint_core import read_picture
 
 pytestmark = [pytest.mark.package, pytest.mark.xdist_group("package")]
 
@@ -161,6 +167,113 @@ def test_a_third_partys_package_is_found_loaded_and_run(environment, tmp_path):
     finally:
         environment.pip("uninstall", "--yes", "iopaint-blur")
     assert "blur" not in environment.names()
+
+
+HOST = """
+import logging, sys, traceback
+from iopaint_core import ModelManager, read_mask, read_picture
+logging.basicConfig(level=logging.DEBUG)
+photo, mask, url, key = sys.argv[1:]
+image, mask, events = read_picture(photo).rgb, read_mask(mask), []
+for options in ({"url": url, "api_key": key}, {"url": url + "nowhere", "api_key": key}, {"api_key": [key]}):
+    manager = ModelManager(options={"service": options})
+    manager.pool.subscribe(events.append)
+    try:
+        painted = manager.inpaint("service-erase", image, mask)
+        print((painted == (0, 255, 0)).all(axis=-1).sum() > 1000)
+    except Exception:
+        traceback.print_exc()
+    print(manager.pool.stats(), events, manager.scan())
+"""
+
+
+@pytest.fixture
+def erasing_service():
+    """A web service that paints green where a PNG is transparent, for who has the key; its URL, and the key."""
+    key = "sk-d0c4-for-this-service"
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path != "/erase" or self.headers["Authorization"] != f"Bearer {key}":
+                self.send_error(404 if self.path != "/erase" else 401)
+                return
+            image = cv2.imdecode(np.frombuffer(sent, np.uint8), cv2.IMREAD_UNCHANGED)
+            image[image[..., 3] == 0] = (0, 255, 0, 255)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(cv2.imencode(".png", image[..., :3])[1].tobytes())
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as service:
+        threading.Thread(target=service.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{service.server_port}/erase", key
+        service.shutdown()
+
+
+def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_never_shown(
+    environment, tmp_path, monkeypatch, erasing_service
+):
+    url, key = erasing_service
+    monkeypatch.setenv("IOPAINT_HOME", str(tmp_path / "home"))
+    told = []
+
+    def call(*command):
+        done = subprocess.run(
+            [str(environment.bin / command[0]), *map(str, command[1:])],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+            cwd=tmp_path,
+        )
+        told.append(done.stdout + done.stderr)
+        return done.returncode
+
+    def repair(*options, model="service-erase", output="out.png"):
+        files = ("--image", PHOTO, "--mask", MASK, "--output", output)
+        return call("iopaint-core", "-v", "run", "--model", model, *files, *options)
+
+    source = tmp_path / "iopaint-service"
+    shutil.copytree(ROOT / "examples" / "iopaint-service", source)
+    environment.pip("install", *wheels(tmp_path / "dist", source))
+    try:
+        assert repair("-o", f"url={url}") == 1
+        assert "service-erase needs a key. Set IOPAINT_SERVICE_API_KEY." in told[-1]
+        assert repair("-o", f"url={url}", "-o", f"api_key={key}") == 0, told[-1]
+        assert (read_picture(tmp_path / "out.png").rgb == (0, 255, 0)).all(axis=-1).sum() > 1000
+        monkeypatch.setenv("IOPAINT_SERVICE_API_KEY", f"{key}\n")
+        assert repair("-o", f"url={url}", output="again.png") == 0
+        assert repair("-o", f"url={url}nowhere", output="not.png") == 1
+        assert f"Error: {url}nowhere gave no picture: Client error '404" in told[-1]
+        assert repair("-o", f"timeout={key}") == 2
+        assert "'timeout' is str: Input should be a valid number" in told[-1]
+        assert repair("-o", f"api_kee={key}") == 2
+        assert repair(model="biharmonic") == 1
+        assert (
+            "biharmonic can't be used yet: skimage is not installed: pip install 'iopaint-service[local]'"
+            in told[-1]
+        )
+        assert call("iopaint-core", "list") == call("iopaint-core", "list", "--json") == 0
+        assert "skimage is not installed" in told[-2]
+        assert call("iopaint-core", "doctor") == 0
+        assert "Can't be used yet: biharmonic: skimage is not installed" in told[-1]
+        assert "Can't be used yet: anime-lama, lama: torch is not installed" in told[-1]
+        (tmp_path / "home").mkdir(exist_ok=True)
+        (tmp_path / "home" / "options.toml").write_text(f'[service]\ntimeout = "{key}"\n')
+        assert call("iopaint-core", "doctor") == 1
+        assert repair() == 2
+        (tmp_path / "home" / "options.toml").unlink()
+        assert call("python", "-c", HOST, PHOTO, MASK, url, key) == 0
+        assert told[-1].startswith("True\n")
+        assert "gave no picture" in told[-1]
+        assert "'api_key' is list: Input should be a valid string" in told[-1]
+        assert "Secret('**********')" in told[-1]
+        assert not [text for text in told if key in text]
+    finally:
+        environment.pip("uninstall", "--yes", "iopaint-service")
 
 
 def test_broken_packages_cost_their_own_models_alone_and_are_named(environment, tmp_path):
