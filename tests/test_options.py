@@ -627,14 +627,15 @@ class TestUnavailable:
             checkpointfiles.write(folder / place / "model.safetensors", checkpointfiles.sd1())
         for place in ("b", "c"):
             whole = (folder / place / "model.safetensors").read_bytes()
-            (folder / place / "model.safetensors").write_bytes(whole[:4000])
+            for name in ("model", "twin"):
+                (folder / place / f"{name}.safetensors").write_bytes(whole[:4000])
         checkpointfiles.write(folder / "d:d.safetensors", checkpointfiles.sd1())
         plugins.register(iopaint_plugins.diffusion, "diffusion")
         report = scan(plugins)
         assert not report.problems
         reasons = {info.name: info.unavailable for info in report.models}
-        names = ["b/model.safetensors", "c/model.safetensors", "d?d.safetensors", "model.safetensors"]
-        assert list(reasons) == names
+        names = ["b/model", "c/model", "c/twin", "d?d", "model", "twin"]
+        assert list(reasons) == [f"{name}.safetensors" for name in names]
         assert "can't be read as safetensors" in reasons["c/model.safetensors"]
         assert "Rename it" in reasons["d?d.safetensors"]
         assert reasons["model.safetensors"] == ""
