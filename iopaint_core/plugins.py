@@ -259,12 +259,12 @@ class _Load(pluggy.PluginManager):
         return None
 
 
-def missing_packages(*modules: str, install: str) -> str:
-    """Return which modules can't be imported, and the remedy, for `ModelInfo.unavailable`; empty if all are there.
+def missing_packages(*names: str, install: str) -> str:
+    """Return which packages are missing, and the remedy, for `ModelInfo.unavailable`; empty if none is.
 
-    None is imported: they are looked up by name.
+    They are looked up by the names under which they are imported, without the import.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if sys.modules.get(name) is None and importlib.util.find_spec(name) is None]
     if not missing:
         return ""
     return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed: {install}"

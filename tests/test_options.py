@@ -13,6 +13,7 @@ import pickle
 import subprocess
 import sys
 import traceback
+import types
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -596,8 +597,10 @@ class TestUnavailable:
             asyncio.run(AsyncModelManager(manager).inpaint("later", IMAGE, MASK))
         assert not manager.pool.stats().counts.loads
 
-    def test_packages_that_are_missing_are_named(self):
+    def test_packages_that_are_missing_are_named(self, monkeypatch):
         assert missing_packages("json", "pickle", install="pip install x") == ""
+        monkeypatch.setitem(sys.modules, "made_by_hand", types.ModuleType("made_by_hand"))
+        assert missing_packages("made_by_hand", install="") == "", "imported, though nowhere to be found"
         assert missing_packages("json", "no_such", install="pip install x") == (
             "no_such is not installed: pip install x"
         )
