@@ -241,7 +241,7 @@ class Parameters:
                 adapter: TypeAdapter[Self] = TypeAdapter(cls)
                 adapter.validate_python({name: getattr(cls(), name) for name in cls.names()})
             except ValidationError as error:
-                first = _told(error.errors(include_url=False)[0])
+                first = _describe_error(error.errors(include_url=False)[0])
                 raise _invalid(cls, f"the default of {first}", "Correct the default or its bounds") from error
             except (PydanticUserError, PydanticUndefinedAnnotation, NameError, TypeError) as error:
                 raise _declaration_error(cls, error) from error
@@ -427,14 +427,14 @@ def _request_error(cls: type[Parameters], unknown: list[str], found: list[Any]) 
     for key in unknown[:_MAX_ERRORS]:
         short = key[:_MAX_KEY]
         lines.append(f"unknown key {short!r}{did_you_mean(short, names)}")
-    lines += [_told(item) for item in found[:_MAX_ERRORS]]
+    lines += [_describe_error(item) for item in found[:_MAX_ERRORS]]
     more = max(0, len(unknown) - _MAX_ERRORS) + max(0, len(found) - _MAX_ERRORS)
     if more:
         lines.append(f"and {more:,} more")
     return RequestError(f"invalid parameters: {'; '.join(lines)}", f"The keys are: {', '.join(names)}")
 
 
-def _told(item: Any) -> str:  # noqa: ANN401 - pydantic's description of an error
+def _describe_error(item: Any) -> str:  # noqa: ANN401 - pydantic's description of an error
     """Return an error of pydantic's in one line, without a huge value."""
     key = ".".join(map(str, item["loc"]))[:_MAX_KEY]
     if item["type"] == "unexpected_keyword_argument":

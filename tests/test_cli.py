@@ -225,7 +225,7 @@ class TestUsageErrors:
         ("arguments", "told"),
         [
             (["--model", "cv3"], "No plugin announces a model named cv3. Did you mean cv2?"),
-            (["--config", "{}/unknown.json"], "'cv2_radios' is no key of it (did you mean cv2_radius?)"),
+            (["--config", "{}/unknown.json"], "unknown key 'cv2_radios' (did you mean cv2_radius?)"),
             (["--config", "{}/range.json"], "'cv2_radius' is -1: Input should be greater than or equal to 0"),
             (["--config", "{}/broken.json"], "JSON"),
             (["--quality", "101"], "1<=x<=100"),
