@@ -127,7 +127,7 @@ class ModelInfo:
     """
 
     name: str
-    type: ModelType
+    type: ModelType = ModelType.PLUGIN
     plugin_name: str = ""
     task: Task = Task.INPAINT
     distribution: str = ""

@@ -13,6 +13,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import cv2
 import numpy as np
@@ -179,7 +180,7 @@ for options in ({"url": url, "api_key": key}, {"url": url + "nowhere", "api_key"
     manager = ModelManager(options={"service": options})
     manager.pool.subscribe(events.append)
     try:
-        painted = manager.inpaint("service-erase", image, mask)
+        painted = manager.inpaint("service-erase", image, mask, {"detail": 0.75})
         print((painted == (0, 255, 0)).all(axis=-1).sum() > 1000)
     except Exception:
         traceback.print_exc()
@@ -189,15 +190,17 @@ for options in ({"url": url, "api_key": key}, {"url": url + "nowhere", "api_key"
 
 @pytest.fixture
 def erasing_service():
-    """A web service that paints green where a PNG is transparent, for who has the key; its URL, and the key."""
-    key = "sk-d0c4-for-this-service"
+    """A web service that paints green where a PNG is transparent, for who has the key; URL, key, and what it was asked for."""
+    key, asked = "sk-d0c4-for-this-service", []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             sent = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path != "/erase" or self.headers["Authorization"] != f"Bearer {key}":
-                self.send_error(404 if self.path != "/erase" else 401)
+            url = urlsplit(self.path)
+            if url.path != "/erase" or self.headers["Authorization"] != f"Bearer {key}":
+                self.send_error(404 if url.path != "/erase" else 401)
                 return
+            asked.append(dict(parse_qsl(url.query, keep_blank_values=True)))
             image = cv2.imdecode(np.frombuffer(sent, np.uint8), cv2.IMREAD_UNCHANGED)
             image[image[..., 3] == 0] = (0, 255, 0, 255)
             self.send_response(200)
@@ -209,14 +212,14 @@ def erasing_service():
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as service:
         threading.Thread(target=service.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{service.server_port}/erase", key
+        yield f"http://127.0.0.1:{service.server_port}/erase", key, asked
         service.shutdown()
 
 
 def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_never_shown(
     environment, tmp_path, monkeypatch, erasing_service
 ):
-    url, key = erasing_service
+    url, key, asked = erasing_service
     monkeypatch.setenv("IOPAINT_HOME", str(tmp_path / "home"))
     told = []
 
@@ -245,7 +248,16 @@ def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_nev
         assert repair("-o", f"url={url}", "-o", f"api_key={key}") == 0, told[-1]
         assert (read_picture(tmp_path / "out.png").rgb == (0, 255, 0)).all(axis=-1).sum() > 1000
         monkeypatch.setenv("IOPAINT_SERVICE_API_KEY", f"{key}\n")
-        assert repair("-o", f"url={url}", output="again.png") == 0
+        given = {"wish": "grass", "style": "drawing", "detail": "0.25", "tries": "3", "grain": "false"}
+        chosen = [text for name, value in given.items() for text in ("-p", f"{name}={value}")]
+        assert repair("-o", f"url={url}", *chosen, output="again.png") == 0
+        assert asked[-1] == given
+        assert call("iopaint-core", "parameters", "service-erase") == 0
+        assert all(
+            text in told[-1] for text in (*given, "photo", "drawing", "How much of it to invent: 0 is smooth.")
+        )
+        assert repair("-p", "detail=2") == repair("-p", "stile=photo") == repair("-p", "tries=many") == 2
+        assert "did you mean style?" in told[-2]
         assert repair("-o", f"url={url}nowhere", output="not.png") == 1
         assert f"Error: {url}nowhere gave no picture: Client error '404" in told[-1]
         assert repair("-o", f"timeout={key}") == 2
@@ -268,6 +280,7 @@ def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_nev
         (tmp_path / "home" / "options.toml").unlink()
         assert call("python", "-c", HOST, PHOTO, MASK, url, key) == 0
         assert told[-1].startswith("True\n")
+        assert asked[-1] == {"wish": "", "style": "photo", "detail": "0.75", "tries": "1", "grain": "true"}
         assert "gave no picture" in told[-1]
         assert "'api_key' is list: Input should be a valid string" in told[-1]
         assert "Secret('**********')" in told[-1]

@@ -1,17 +1,23 @@
 """A model that is a web service, and one that needs an extra.
 
-The service takes a PNG whose transparent pixels are to be repainted, and answers with the repainted PNG.
+The service takes a PNG whose transparent pixels are to be repainted, and answers with the repainted PNG. What a
+caller chooses goes with it as a query; what the host decides does not.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+from annotated_types import Ge, Le, MaxLen
 
 from iopaint_core import (
+    Hint,
     InpaintModel,
+    InpaintParameters,
     LoadOptions,
     ModelError,
     ModelInfo,
     ModelLoadError,
-    ModelType,
     Secret,
     hookimpl,
     missing_packages,
@@ -30,21 +36,43 @@ class ServiceOptions(LoadOptions):
     """Seconds that an answer may take."""
 
 
-class Service(InpaintModel):
+class Style(StrEnum):
+    PHOTO = "photo"
+    DRAWING = "drawing"
+
+
+@dataclass(frozen=True)
+class ServiceParameters(InpaintParameters):
+    """What a call of the service chooses."""
+
+    wish: Annotated[str, MaxLen(200), Hint(widget="textarea")] = ""
+    """What to paint, in words; empty to erase."""
+    style: Style = Style.PHOTO
+    """What the image is."""
+    detail: Annotated[float, Ge(0), Le(1), Hint(widget="slider")] = 0.5
+    """How much of it to invent: 0 is smooth."""
+    tries: Annotated[int, Ge(1), Le(4)] = 1
+    """How many images the service paints, to return the best."""
+    grain: bool = True
+    """Whether to add the grain of film."""
+
+
+class Service(InpaintModel[ServiceParameters]):
     def __init__(self, options, key):
         import httpx
 
         self._url = options.url
         self._client = httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=options.timeout)
 
-    def forward(self, image, mask, request):
+    def forward(self, image, mask, parameters):
         import cv2
         import httpx
         import numpy as np
 
+        asked = {name: getattr(parameters, name) for name in ("wish", "style", "detail", "tries", "grain")}
         sent = cv2.imencode(".png", np.dstack((image[..., ::-1], 255 - mask)))[1].tobytes()
         try:
-            answer = self._client.post(self._url, content=sent).raise_for_status()
+            answer = self._client.post(self._url, content=sent, params=asked).raise_for_status()
         except httpx.HTTPError as error:
             raise ModelError(
                 f"{self._url} gave no picture: {error}", "Look at the options url and api_key of service"
@@ -59,7 +87,7 @@ class Service(InpaintModel):
 
 
 class Biharmonic(InpaintModel):
-    def forward(self, image, mask, request):
+    def forward(self, image, mask, parameters):
         from skimage.restoration import inpaint_biharmonic
 
         painted = inpaint_biharmonic(image, mask > 0, channel_axis=-1)
@@ -70,8 +98,8 @@ class Biharmonic(InpaintModel):
 def iopaint_available_models():
     needs = missing_packages("skimage", install="pip install 'iopaint-service[local]'")
     return [
-        ModelInfo(name="service-erase", type=ModelType.PLUGIN, load_options=ServiceOptions),
-        ModelInfo(name="biharmonic", type=ModelType.PLUGIN, unavailable=needs),
+        ModelInfo(name="service-erase", parameters=ServiceParameters, load_options=ServiceOptions),
+        ModelInfo(name="biharmonic", unavailable=needs),
     ]
 
 
