@@ -190,7 +190,7 @@ for options in ({"url": url, "api_key": key}, {"url": url + "nowhere", "api_key"
 
 @pytest.fixture
 def erasing_service():
-    """A web service that paints green where a PNG is transparent: its URL, its key, the queries that it was sent."""
+    """A web service that paints green where a PNG is transparent: URL, key, and the queries that it was sent."""
     key, asked = "sk-d0c4-for-this-service", []
 
     class Handler(BaseHTTPRequestHandler):
