@@ -14,6 +14,7 @@ import textwrap
 import numpy as np
 import PIL.Image
 import pytest
+from commands import command
 from conftest import ROOT, photograph
 from pools import until
 from servers import stall
@@ -24,16 +25,6 @@ from iopaint_core import read_mask, read_picture
 pytestmark = pytest.mark.process
 
 PHOTO, MASK = ROOT / "examples" / "astronaut.jpg", ROOT / "examples" / "astronaut-mask.png"
-
-
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "iopaint_core", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
 
 
 def repair(tmp_path, *arguments, image=PHOTO, mask=MASK, output="out.jpg"):
@@ -600,12 +591,13 @@ class TestDoctor:
         assert "Nothing wrong was found." in done.stdout
         assert "pluggy" in done.stdout
 
-    def test_problems_are_told_with_what_to_do(self, tmp_path):
+    def test_problems_are_told_with_what_to_do(self, tmp_path, monkeypatch):
         (tmp_path / "broken.py").write_text("import sys; sys.exit(4)")
         done = command("--plugins-dir", tmp_path, "doctor")
         assert done.returncode == 1
         assert "SystemExit: 4" in done.stderr
-        done = command("doctor", env={**os.environ, "IOPAINT_DISABLE_PLUGINS": "iopaint-cor"})
+        monkeypatch.setenv("IOPAINT_DISABLE_PLUGINS", "iopaint-cor")
+        done = command("doctor")
         assert done.returncode == 1
         assert "did you mean iopaint-core" in done.stderr
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import command
 from conftest import ROOT
 
 import iopaint_core
@@ -41,11 +42,10 @@ def test_the_request_of_the_readme_is_valid():
 @pytest.mark.process
 def test_the_commands_of_the_readme_exist():
     for name, rest in re.findall(r"^iopaint-core (\w+)([^#\n]*)", README, re.MULTILINE):
-        usage = subprocess.run(
-            [sys.executable, "-m", "iopaint_core", name, "--help"], capture_output=True, text=True, check=True
-        ).stdout
+        shown = command(name, "--help")
+        assert shown.returncode == 0
         for option in re.findall(r"--[\w-]+", rest):
-            assert option in usage
+            assert option in shown.stdout
 
 
 @pytest.mark.process
