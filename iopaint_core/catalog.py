@@ -30,8 +30,8 @@ def scan(plugins: PluginManager | None = None) -> ScanReport:
         plugins.discover()
     models: list[ModelInfo] = []
     problems: list[Problem] = []
-    for plugin, announced in plugins.announcements():
-        models += _accept(plugin, announced, problems)
+    for plugin, task, announced in plugins.announcements():
+        models += _accept(plugin, task, announced, problems)
     return ScanReport(tuple(models), plugins.plugins, plugins.problems + tuple(problems))
 
 
@@ -41,7 +41,7 @@ def scan_models(plugins: PluginManager | None = None) -> list[ModelInfo]:
 
 
 def scan_plugin_models(plugins: PluginManager | None = None) -> list[ModelInfo]:
-    """`scan_models`, restricted to `ModelType.PLUGIN`."""
+    """The models that `scan_models` returns with the label `ModelType.PLUGIN`."""
     return [info for info in scan(plugins).models if info.type is ModelType.PLUGIN]
 
 
@@ -75,21 +75,24 @@ def _names(info: ModelInfo) -> tuple[str, str, str]:
     return info.name, info.qualified_name, f"{info.distribution}:{info.qualified_name}"
 
 
-def _accept(plugin: PluginInfo, announced: list[object], problems: list[Problem]) -> list[ModelInfo]:
-    """The valid ones among what a plugin announced, by name and marked as its own."""
+def _accept(plugin: PluginInfo, task: Task, announced: list[object], problems: list[Problem]) -> list[ModelInfo]:
+    """The valid ones among what a plugin announced, by name and marked as its own; `task` is their default."""
     accepted: dict[str, ModelInfo] = {}
     for info in announced:
-        if not isinstance(info, ModelInfo):
-            fault = f"a {type(info).__name__}, which is no ModelInfo"
-        elif not isinstance(info.name, str) or not info.name.strip() or ":" in info.name:
-            fault = "a model whose name is no text, empty, or holds a colon"
-        elif not isinstance(info.type, ModelType) or not isinstance(info.task, Task):
-            fault = f"{info.name}, whose type is no ModelType or whose task is no Task"
-        elif info.name in accepted:
-            fault = f"{info.name} a second time"
-        else:
-            accepted[info.name] = info.announced_by(plugin)
-            continue
-        error, remedy = PluginError(f"it announces {fault}"), REMEDIES[Stage.SCAN]
-        problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
+        try:
+            if not isinstance(info, ModelInfo):
+                fault = f"a {type(info).__name__}, which is no ModelInfo"
+            elif not isinstance(info.name, str) or not info.name.strip() or ":" in info.name:
+                fault = "a model whose name is no text, empty, or holds a colon"
+            elif not isinstance(info.type, ModelType) or not isinstance(info.task or task, Task):
+                fault = f"{info.name}, whose type is no ModelType or whose task is no Task"
+            elif info.name in accepted:
+                fault = f"{info.name} a second time"
+            else:
+                accepted[info.name] = info.announced_by(plugin, task)
+                continue
+            raise PluginError(f"it announces {fault}")
+        except PluginError as error:
+            remedy = error.remedy or REMEDIES[Stage.SCAN]
+            problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
     return [accepted[name] for name in sorted(accepted)]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from iopaint_core.schema import Task
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -61,11 +63,13 @@ class BasePlugin(ABC):
 
     name: str
     """Name under which a host registers it; an entry point brings its own."""
+    task: Task = Task.INPAINT
+    """Task of those of its models that name none."""
 
     @property
-    @abstractmethod
     def available_models(self) -> Iterable[ModelInfo]:
-        """The models that this plugin can load; cheap to ask."""
+        """The models that this plugin can load; cheap to ask. By default, there are none."""
+        return []
 
     @abstractmethod
     def load_model(self, info: ModelInfo, context: LoadContext) -> Model:

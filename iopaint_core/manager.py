@@ -37,7 +37,7 @@ from iopaint_core.weights import WeightStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from iopaint_core.entries import Share
+    from iopaint_core.entries import Share, SharedComponents
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Preview, Progress
     from iopaint_core.parameters import ParametersLike
@@ -159,6 +159,10 @@ class ModelManager:
         dropped = [self.pool.release(other) for other in loaded]
         return bool(dropped) and all(dropped)
 
+    def get_shared_components(self, name: str) -> SharedComponents | None:
+        """The components of a loaded model, or None if it is not loaded; see `ModelPool.get_shared_components`."""
+        return self.pool.get_shared_components(self._key(name))
+
     @property
     def current(self) -> ModelInfo | None:
         """The model that was switched to last."""
@@ -244,8 +248,9 @@ class ModelManager:
         info = self.find(name)
         if SHAPES[info.task] is not kind:
             raise ModelNameError(
-                f"{name} is no {kind.__name__}",
-                "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment",
+                f"{name} is no {kind.__name__}: its task is {info.task.value}",
+                "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment; a plugin "
+                f"announces {kind.__name__}s with {_tasks_of(kind)}",
             )
         return info.parameters.parse(parameters)
 
@@ -361,10 +366,12 @@ class ModelManager:
             raise
         shape = SHAPES[info.task]
         if not isinstance(model, shape):
+            tasks = _tasks_of(type(model))
+            contract = f"it is announced with {tasks}" if tasks else f"its loader returns an {shape.__name__}"
             raise ModelLoadError(
                 f"{info.qualified_name} could not be loaded: its plugin returned {type(model).__name__}, no "
                 f"{shape.__name__} as its task ({info.task.value}) says",
-                f"Report it to the author of {info.distribution}",
+                f"Report it to the author of {info.distribution}: it works once {contract}",
             )
         if _made.get(id(model)) is model:
             raise ModelLoadError(
@@ -374,6 +381,11 @@ class ModelManager:
         _made[id(model)] = model
         model.parameters_class = info.parameters
         return model
+
+
+def _tasks_of(kind: type) -> str:
+    """The tasks with which models of that class are announced, as a plugin writes them; empty if it is no model."""
+    return " or ".join(f"task=Task.{task.name}" for task, shape in SHAPES.items() if issubclass(kind, shape))
 
 
 def _empty(model: Model) -> None:

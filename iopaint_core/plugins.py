@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from importlib_metadata import EntryPoint
 
-    from iopaint_core.schema import LoadContext, ModelInfo
+    from iopaint_core.schema import LoadContext, ModelInfo, Task
 
 ENTRY_POINT_GROUP = "iopaint"
 ANNOUNCE = "iopaint_available_models"
@@ -93,6 +93,7 @@ class PluginManager:
     def discover_folder(self, folder: Path) -> None:
         """Import each `*.py` of a folder as a plugin, except those whose names begin with `_`.
 
+        One that implements no hook and defines one `BasePlugin` is that plugin.
         Whoever may write to the folder may run code in this process, so only a host asks for it.
         """
         if not folder.is_dir():
@@ -113,19 +114,21 @@ class PluginManager:
         self._register(plugin, info)
         return info
 
-    def announcements(self) -> Iterator[tuple[PluginInfo, list[object]]]:
-        """Ask each plugin for its models, in the order of `plugins`; what it returned, unchecked."""
+    def announcements(self) -> Iterator[tuple[PluginInfo, Task, list[object]]]:
+        """Ask each plugin, in the order of `plugins`, for its models' default task and for them; unchecked."""
         implementations = self._pluggy.hook.iopaint_available_models.get_hookimpls()
-        asked = [(self._plugins[impl.plugin_name], impl.function) for impl in implementations]
-        for info, function in sorted(asked, key=lambda pair: _origin(pair[0])):
+        asked = [(self._plugins[impl.plugin_name], impl) for impl in implementations]
+        for info, implementation in sorted(asked, key=lambda pair: _origin(pair[0])):
+            plugin = implementation.plugin
             try:
-                answer = _materialise(function())
+                task = plugin.task if isinstance(plugin, BasePlugin) else BasePlugin.task
+                answer = _materialise(implementation.function())
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - see `_admit`
                 self._fail(info, Stage.SCAN, error)
             else:
-                yield info, answer
+                yield info, task, answer
 
     def load_model(self, info: ModelInfo, context: LoadContext) -> object:
         """Run the implementation of the plugin that announced `info` inside the wrappers of every plugin.
@@ -311,7 +314,12 @@ def _import_file(path: Path) -> object:
     except BaseException:
         del sys.modules[name]
         raise
-    return module
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, BasePlugin) and value.__module__ == name
+    ]
+    return classes[0] if len(classes) == 1 and not hasattr(module, ANNOUNCE) else module
 
 
 def _materialise(models: object) -> list[object]:

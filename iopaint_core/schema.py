@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from iopaint_core.errors import InputError, IOPaintError, PluginError, WeightsError
 from iopaint_core.options import NO_OPTIONS, LoadOptions, OptionsClass, check_options_class
@@ -58,6 +58,9 @@ _PARAMETERS: dict[Task, ParametersClass] = {
     Task.SEGMENT: MaskParameters,
 }
 """What the framework reads for a task: every model's own class is derived from it."""
+
+_OF_PLUGIN = cast("Task", None)
+"""Typed as a task, since every model that a scan returns has one."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,16 @@ class WeightFile:
 class ModelInfo:
     """A model as its plugin announces it.
 
-    A plugin gives `name`, `type` and, if it does something else than inpaint, `task`. The catalog overwrites
+    A plugin gives `name` and, if it does something else than inpaint, `task`. The catalog overwrites
     `plugin_name` and `distribution` with the names under which the plugin is registered.
     """
 
     name: str
     type: ModelType = ModelType.PLUGIN
+    """IOPaint's label; nothing is decided by it."""
     plugin_name: str = ""
-    task: Task = Task.INPAINT
+    task: Task = _OF_PLUGIN
+    """By default, that of its `BasePlugin`, or else `Task.INPAINT`; the catalog fills it in, None until then."""
     distribution: str = ""
     weights: tuple[WeightFile, ...] = ()
     """The files that it needs."""
@@ -140,7 +145,7 @@ class ModelInfo:
     path: Path | None = None
     """Where it is, if it was found on this machine rather than announced."""
     parameters: ParametersClass = Parameters
-    """The class of what it takes; by default, what the framework itself reads for its task."""
+    """The class of what it takes; by default, what the framework itself reads for its task, filled in with it."""
     load_options: OptionsClass = LoadOptions
     """The class of `LoadContext.options`: what the host decides, out of a request's reach."""
     unavailable: str = ""
@@ -153,32 +158,42 @@ class ModelInfo:
             raise PluginError(
                 f"unavailable expected str, got {type(self.unavailable).__name__}", "Give the reason as text"
             )
-        base = _PARAMETERS.get(self.task) if isinstance(self.task, Task) else None
-        if base is None:
-            return  # the catalog refuses it
-        if self.parameters is Parameters:
-            object.__setattr__(self, "parameters", base)
-            return
-        check_declaration(self.parameters)
-        if not issubclass(self.parameters, base):
-            raise PluginError(
-                f"{self.name} has the parameters {self.parameters.__name__}, which do not fit its task "
-                f"({self.task.value})",
-                f"Derive them from {base.__name__}",
-            )
+        if self.parameters is not Parameters:
+            check_declaration(self.parameters)
+        if isinstance(self.task, Task):  # the catalog refuses all others, but None
+            object.__setattr__(self, "parameters", self._parameters_for(self.task))
 
     @property
     def qualified_name(self) -> str:
         """`plugin:name`, which tells apart models of one name from several plugins."""
         return f"{self.plugin_name}:{self.name}"
 
-    def announced_by(self, plugin: PluginInfo) -> ModelInfo:
-        """This model, marked as that plugin's: `dataclasses.replace` in a quarter of its time, most of a scan's."""
+    def _parameters_for(self, task: Task) -> ParametersClass:
+        base = _PARAMETERS[task]
+        if self.parameters is Parameters:
+            return base
+        if not issubclass(self.parameters, base):
+            raise PluginError(
+                f"{self.name} has the parameters {self.parameters.__name__}, which do not fit its task "
+                f"({task.value})",
+                f"Derive them from {base.__name__}, or announce the task that they fit, as task=Task.RESTORE",
+            )
+        return self.parameters
+
+    def announced_by(self, plugin: PluginInfo, task: Task) -> ModelInfo:
+        """This model, marked as that plugin's and with `task` unless it has one.
+
+        It is `dataclasses.replace` in a quarter of its time, most of a scan's. Raises `PluginError` for parameters
+        that do not fit the task.
+        """
         marked = object.__new__(type(self))
         values = marked.__dict__
         values.update(self.__dict__)
         values["plugin_name"] = plugin.name
         values["distribution"] = plugin.distribution
+        if not self.task:
+            values["task"] = task
+            values["parameters"] = self._parameters_for(task)
         return marked
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, Red, make_plugin
 
 import hookspecs as front_door
-from iopaint_core import ModelInfo, ModelManager, ModelType, PluginManager, hookimpl, hookspecs
+from iopaint_core import ModelInfo, ModelManager, PluginManager, Task, hookimpl, hookspecs
 
 HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("iopaint_")}
 DOCUMENT = (ROOT / "docs" / "hooks.md").read_text()
@@ -71,7 +71,7 @@ def test_a_hook_that_gained_an_argument_takes_todays_plugins(next_version):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         next_version.register(plugin)
-    assert next_version.hook.iopaint_available_models(query="") == [[ModelInfo("red", ModelType.PLUGIN)]]
+    assert next_version.hook.iopaint_available_models(query="") == [[ModelInfo("red", task=Task.INPAINT)]]
 
 
 def test_a_deprecated_argument_warns_only_those_who_take_it(next_version):

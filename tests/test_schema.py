@@ -17,12 +17,6 @@ from iopaint_plugins.diffusion.parameters import DiffusionParameters
 from iopaint_plugins.opencv import CV2Parameters
 
 
-def test_a_model_is_announced_as_the_decision_record_writes_it():
-    info = ModelInfo(name="RealESRGAN_4x", type=ModelType.PLUGIN, plugin_name="realesrgan")
-    assert info.qualified_name == "realesrgan:RealESRGAN_4x"
-    assert info.task is Task.INPAINT
-
-
 def test_model_types_have_the_values_of_iopaint():
     assert {kind.name: kind.value for kind in ModelType} == {
         "INPAINT": "inpaint",
@@ -107,7 +101,7 @@ def test_wrong_parameters_are_an_error_of_the_model():
     }
     for parameters, words in wrong.items():
         with pytest.raises(PluginError, match=words):
-            ModelInfo("a", ModelType.PLUGIN, parameters=parameters)
+            ModelInfo("a", task=Task.INPAINT, parameters=parameters)
 
 
 def test_errors_keep_their_data_across_processes():
