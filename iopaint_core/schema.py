@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ModelType(str, Enum):
-    """How a model is run; the values are IOPaint's."""
+    """IOPaint's label of a model, for lists; nothing is decided by it."""
 
     INPAINT = "inpaint"
     DIFFUSERS_SD = "diffusers_sd"
@@ -131,7 +131,6 @@ class ModelInfo:
 
     name: str
     type: ModelType = ModelType.PLUGIN
-    """IOPaint's label; nothing is decided by it."""
     plugin_name: str = ""
     task: Task = _OF_PLUGIN
     """By default, that of its `BasePlugin`, or else `Task.INPAINT`; the catalog fills it in, None until then."""

@@ -1,5 +1,6 @@
 """The snippets of the decision record "Model Architecture Modernization" run, with its names."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import Red, make_plugin
+from conftest import ROOT, Red, make_plugin
 
 from iopaint_core import (
     BasePlugin,
@@ -28,26 +29,9 @@ from iopaint_core import (
     scan_plugin_models,
 )
 
-PLUGIN = """
-from iopaint_core import BasePlugin, ImageModel, ModelInfo, ModelType, Task
-
-
-class Upscaler(ImageModel):
-    def forward(self, image, parameters):
-        return image.repeat(4, axis=0).repeat(4, axis=1)
-
-
-class RealESRGANPlugin(BasePlugin):
-    name = "realesrgan"
-    task = Task.RESTORE
-
-    @property
-    def available_models(self):
-        return [ModelInfo(name="RealESRGAN_4x", type=ModelType.PLUGIN, plugin_name="realesrgan")]
-
-    def load_model(self, info, context):
-        return Upscaler()
-"""
+(PLUGIN,) = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text().partition("## A class instead")[2], re.DOTALL
+)
 IMAGE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
 
