@@ -63,7 +63,7 @@ def write_cache(folder: Path) -> None:
 
 def ours(folder: Path) -> None:
     """Print the seconds of a search that remembers nothing, and of the next one."""
-    from iopaint_core import find_local_models
+    from iopaint_plugins.diffusion.discovery import find_local_models
 
     found = {}
     for name in ("seen", "remembered"):

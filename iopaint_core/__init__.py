@@ -74,7 +74,6 @@ from iopaint_core.schema import (
 if TYPE_CHECKING:
     from iopaint_core.accounts import Counts, EventKind, Held, Ledger, PoolEvent, PoolStats
     from iopaint_core.async_manager import AsyncModelManager
-    from iopaint_core.checkpoints import CheckpointType, Family, checkpoint_type
     from iopaint_core.components import (
         ComponentKey,
         file_component,
@@ -85,27 +84,22 @@ if TYPE_CHECKING:
     from iopaint_core.eviction import GDSF, LRU, EvictionPolicy, Usage
     from iopaint_core.forecast import Forecast, Need
     from iopaint_core.forks import footprint, fork
-    from iopaint_core.hub import hub_file, hub_folder
+    from iopaint_core.hub import hub_cache, hub_file, hub_folder
     from iopaint_core.identity import IdentityIndex
-    from iopaint_core.localmodels import LocalModel, LocalModels, find_local_models, local_models
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
     from iopaint_core.pool import Lease, ModelPool
-    from iopaint_core.tensorfiles import TensorFiles
+    from iopaint_core.settings import default_context, model_folders
+    from iopaint_core.tensorfiles import TensorFiles, tensor_shapes
     from iopaint_core.weights import State, Verified, WeightStore
 
 _MODULES = {
     "AsyncModelManager": "async_manager",
-    "CheckpointType": "checkpoints",
     "ComponentKey": "components",
-    "Family": "checkpoints",
+    "default_context": "settings",
+    "hub_cache": "hub",
     "hub_file": "hub",
     "hub_folder": "hub",
-    "LocalModel": "localmodels",
-    "LocalModels": "localmodels",
-    "checkpoint_type": "checkpoints",
-    "find_local_models": "localmodels",
-    "local_models": "localmodels",
     "IdentityIndex": "identity",
     "TensorFiles": "tensorfiles",
     "file_component": "components",
@@ -134,9 +128,11 @@ _MODULES = {
     "Usage": "eviction",
     "Verified": "weights",
     "WeightStore": "weights",
+    "model_folders": "settings",
     "raise_if_cancelled": "entries",
     "read_mask": "pictures",
     "read_picture": "pictures",
+    "tensor_shapes": "tensorfiles",
     "write_picture": "pictures",
 }
 
@@ -147,7 +143,6 @@ __all__ = [
     "AsyncModelManager",
     "BasePlugin",
     "Box",
-    "CheckpointType",
     "Click",
     "Component",
     "ComponentKey",
@@ -155,7 +150,6 @@ __all__ = [
     "DownloadError",
     "EventKind",
     "EvictionPolicy",
-    "Family",
     "Forecast",
     "HDStrategy",
     "Held",
@@ -174,8 +168,6 @@ __all__ = [
     "LoadContext",
     "LoadOptions",
     "LoadTimeoutError",
-    "LocalModel",
-    "LocalModels",
     "MaskModel",
     "MaskParameters",
     "MissingWeightsError",
@@ -222,18 +214,18 @@ __all__ = [
     "WeightFile",
     "WeightStore",
     "WeightsError",
-    "checkpoint_type",
+    "default_context",
     "file_component",
-    "find_local_models",
     "find_model",
     "footprint",
     "fork",
     "hookimpl",
+    "hub_cache",
     "hub_file",
     "hub_folder",
     "iopaint_flags",
-    "local_models",
     "missing_packages",
+    "model_folders",
     "module_component",
     "on_device",
     "raise_if_cancelled",
@@ -244,6 +236,7 @@ __all__ = [
     "scan",
     "scan_models",
     "scan_plugin_models",
+    "tensor_shapes",
     "wants_preview",
     "write_picture",
 ]

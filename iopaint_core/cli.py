@@ -494,8 +494,6 @@ def doctor(plugins_dir: Path | None) -> None:
             return "not installed"
 
     report = _scan(plugins_dir)
-    packages = ("iopaint-core", "pluggy", "numpy", "opencv-python-headless", "pillow", "pydantic")
-    extras = ("torch", "torchvision", "diffusers", "transformers", "onnxruntime", "spandrel")
     settings = (
         "IOPAINT_HOME",
         "IOPAINT_MODEL_DIRS",
@@ -506,7 +504,7 @@ def doctor(plugins_dir: Path | None) -> None:
     )
     context = default_context()
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
-    rows += [(name, version(name)) for name in packages + extras]
+    rows += [(name, version(name)) for name in ("iopaint-core", *_required_packages())]
     rows += [(name, os.environ.get(name, "not set")) for name in settings]
     variables = {
         option_variable(info.plugin_name, name): None
@@ -531,6 +529,23 @@ def doctor(plugins_dir: Path | None) -> None:
         sys.exit(1)
     if not unavailable:
         click.echo("Nothing wrong was found.")
+
+
+def _required_packages() -> list[str]:
+    """Return the packages that this one needs, and those that its plugins can use: its extra `all`."""
+    import re
+
+    import importlib_metadata
+
+    try:
+        requirements = importlib_metadata.requires("iopaint-core") or ()
+    except importlib_metadata.PackageNotFoundError:
+        return []
+    return [
+        re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        for requirement in requirements
+        if "extra ==" not in requirement or re.search(r"extra == .all\b", requirement)
+    ]
 
 
 def _store(context: LoadContext | None = None, *, trust: bool = False) -> WeightStore:

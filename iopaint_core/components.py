@@ -64,12 +64,12 @@ def module_component(
     dtype: str | None = None,
     variant: str | None = None,
 ) -> Component[Any]:
-    """A torch module whose weights are safetensors: a folder of diffusers or transformers, one file, or shards.
+    """A torch module whose weights are safetensors: a folder as a library of models saves it, one file, or shards.
 
-    `config` makes the module: `cls.from_config(config)` for diffusers, `cls(cls.config_class(**config))` for
-    transformers, `cls(**config)` for others; without it, `config.json` in the folder. `dtype` (torch's name; by
-    default the context's) is what floating-point weights are cast to, None as they are stored. Each model gets a
-    fork, on the context's device, in `eval` mode and without gradients.
+    `config` makes the module: `cls(cls.config_class(**config))` if the class has that, `cls.from_config(config)` if
+    it has this, else `cls(**config)`; without it, `config.json` in the folder. `dtype` (torch's name; by default
+    the context's) is what floating-point weights are cast to, None as they are stored. Each model gets a fork, on
+    the context's device, in `eval` mode and without gradients.
 
     Raises `WeightsError` for files that can't be read.
     """

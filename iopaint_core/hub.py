@@ -64,7 +64,7 @@ def hub_file(repo: str, filename: str, context: LoadContext) -> Path:
 
 
 def hub_folder(repo: str, context: LoadContext, *, weights: bool = True) -> Path:
-    """The folder of a repository in diffusers' layout, from the cache of the hub, or fetched into it.
+    """The folder of a repository of components, from the cache of the hub, or fetched into it.
 
     Without `weights`, configs and tokenizers suffice; with them, those in safetensors files come. What was fetched
     once is used without a connection.

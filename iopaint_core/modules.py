@@ -1,4 +1,4 @@
-"""Modules of torch, diffusers and transformers from their config and from tensors on disk.
+"""Modules of torch, and of libraries of models, from their config and from tensors on disk.
 
 Importing this imports no torch.
 """
@@ -61,7 +61,7 @@ def load_module(
         module = _build(cls, config)
         expected = module.state_dict()
         tensors = _named_as(list(expected), files.open())
-        rename = getattr(module, "_fix_state_dict_keys_on_load", None)  # names before diffusers 0.17, still in use
+        rename = getattr(module, "_fix_state_dict_keys_on_load", None)  # older files have older names
         if rename is not None:
             rename(tensors)
     _raise_if_quantised(expected, tensors, files)
@@ -137,7 +137,7 @@ def _build(cls: type[nn.Module], config: Mapping[str, Any], *, on_meta: bool = T
             if is_of_transformers(cls):
                 return cls(cls.config_class(**telling(cls, config)))  # type: ignore[attr-defined] # transformers' classes have it
             if hasattr(cls, "from_config"):
-                return cls.from_config(copy.deepcopy(dict(config)))  # type: ignore[no-any-return] # diffusers' classes have it
+                return cls.from_config(copy.deepcopy(dict(config)))  # type: ignore[no-any-return] # hasattr types it Any
             return cls(**config)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(

@@ -36,6 +36,11 @@ def default_context() -> LoadContext:
     return LoadContext(offline=offline, cache=Path(home) if home else platformdirs.user_cache_path("iopaint"))
 
 
+def model_folders() -> tuple[Path, ...]:
+    """Return the folders that the user names for plugins to find models in: IOPAINT_MODEL_DIRS."""
+    return tuple(Path(name) for name in os.environ.get("IOPAINT_MODEL_DIRS", "").split(os.pathsep) if name)
+
+
 def option_variable(plugin: str, option: str) -> str:
     """Return the name of the environment variable that sets an option: `IOPAINT_<PLUGIN>_<OPTION>`."""
     return re.sub(r"[^A-Z0-9]", "_", f"iopaint_{plugin}_{option}".upper())

@@ -9,14 +9,17 @@ import contextlib
 import json
 import math
 import os
+import stat
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iopaint_core.errors import InputError, WeightsError
+from iopaint_core.schema import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
     import numpy.typing as npt
@@ -52,8 +55,10 @@ _TORCH_NAMES = _FLOATS | {
 _ITEM_BYTES = dict.fromkeys(("F64", "C64", "I64", "U64"), 8)
 _ITEM_BYTES |= dict.fromkeys(("F32", "I32", "U32"), 4)
 _ITEM_BYTES |= dict.fromkeys(("F16", "BF16", "I16", "U16"), 2)
-_STEMS = ("diffusion_pytorch_model", "model")
-"""Names under which diffusers and transformers save."""
+_STEMS = ("model", "*_model")
+"""Under which libraries save a model, some with words of their own before it."""
+_MAX_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
 
 
 class _Safetensors(Protocol):
@@ -100,7 +105,7 @@ class TensorFiles:
 
     @classmethod
     def find(cls, source: Path, *, variant: str | None = None) -> TensorFiles:
-        """The weights in a folder as diffusers and transformers save it, in shards or not; or one file.
+        """The weights in a folder as libraries of models save it, in shards or not; or one file.
 
         Raises `WeightsError` if there are none, or only pickles.
         """
@@ -109,15 +114,12 @@ class TensorFiles:
         if not source.is_dir():
             raise WeightsError(f"{source} does not exist", "Name a folder with weights, or a safetensors file")
         dot = "" if variant is None else f".{variant}"
+        endings = (f"{dot}.safetensors", f"{dot}.safetensors.index.json", f".safetensors.index{dot}.json")
         for stem in _STEMS:
-            for index in (
-                source / f"{stem}.safetensors.index{dot}.json",
-                source / f"{stem}{dot}.safetensors.index.json",
-            ):
-                if index.is_file():
-                    return cls(_shards(index))
-            if (source / f"{stem}{dot}.safetensors").is_file():
-                return cls((source / f"{stem}{dot}.safetensors",))
+            found = {path.name.partition(".")[0]: path for end in endings for path in source.glob(f"{stem}{end}")}
+            if len(found) == 1:
+                (path,) = found.values()
+                return cls(_shards(path) if path.suffix == ".json" else (path,))
         others = sorted(source.glob("*.safetensors"))
         if len(others) == 1 and variant is None:
             return cls((others[0],))
@@ -125,7 +127,7 @@ class TensorFiles:
             raise _pickle_error(pickle)
         names = ", ".join(path.name for path in others) or "none"
         raise WeightsError(
-            f"{source} has no {' or '.join(f'{stem}{dot}.safetensors' for stem in _STEMS)}, but these: {names}",
+            f"{source} has no model{dot}.safetensors and no single *_model{dot}.safetensors, but these: {names}",
             "Name the file, or another variant",
         )
 
@@ -239,6 +241,28 @@ def without_common_prefix(names: Iterable[str]) -> dict[str, str]:
     return {name[skip:]: name for name in ordered}
 
 
+def tensor_shapes(path: Path) -> Mapping[str, list[int]]:
+    """Return the shapes of the tensors in a safetensors file, by name.
+
+    Only its header is read, and checked, without torch or safetensors: plugins tell by it what a file is when they
+    are asked for their models.
+
+    Raises `WeightsError` for a file that is damaged, a pickle, or can't be read.
+    """
+    from pydantic_core import from_json  # faster than json, and there may be hundreds of headers of 200 kB
+
+    raw, room = _header(path)
+    try:
+        header: Any = from_json(raw)
+    except ValueError as error:
+        raise _damaged(path, "its header is no JSON") from error
+    header.pop("__metadata__", None)
+    if not _is_sound(header.values(), room):
+        name = next(name for name, entry in header.items() if not _is_sound([entry], room))
+        raise _damaged(path, f"{name[:200]!r} lies outside of it, or has a wrong shape: {header[name]!s:.200}")
+    return {name: entry["shape"] for name, entry in header.items()}
+
+
 def file_stamp(path: Path) -> tuple[int, ...]:
     """What tells a file apart from all others, and from itself once it is changed; see `Stamp`."""
     try:
@@ -257,6 +281,54 @@ def _shards(index: Path) -> tuple[Path, ...]:
         if Path(name).name != name or not (index.parent / name).is_file():
             raise WeightsError(f"{index} names {name!r}, which is not beside it", "Get the missing file")
     return tuple(index.parent / name for name in names)
+
+
+def _is_sound(entries: Iterable[Any], room: int) -> bool:
+    """Whether shapes are not negative, and offsets within the file."""
+    entries = list(entries)
+    try:
+        offsets = [entry["data_offsets"] for entry in entries]
+        sizes = chain.from_iterable([entry["shape"] for entry in entries])
+        return (
+            {*map(len, offsets)} <= {2}
+            and min(chain.from_iterable(offsets), default=0) >= 0
+            and max(chain.from_iterable(offsets), default=0) <= room
+            and min(sizes, default=0) >= 0
+        )
+    except (TypeError, KeyError):
+        return False
+
+
+def _header(path: Path) -> tuple[bytes, int]:
+    """The header, and how many bytes follow it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its other end
+            raise WeightsError(f"{path} is no file", "Name a safetensors file")
+        with path.open("rb", buffering=0) as file:
+            total = os.fstat(file.fileno()).st_size
+            start = file.read(9)
+            length = int.from_bytes(start[:8], "little")
+            if length > _MAX_HEADER:
+                raise _damaged(path, f"it claims a header of {format_bytes(length)}, and the format allows 100 MB")
+            if len(start) < 9 or length > total - 8:
+                raise _damaged(path, "it ends within its header")
+            if start[8:] != b"{":  # which spares reading what is something else
+                raise _damaged(path, "its header is no object")
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise WeightsError(
+            f"{path} can't be read: {error.strerror}", "Look whether it is there, and may be read"
+        ) from error
+    return raw, total - 8 - length
+
+
+def _damaged(path: Path, what: str) -> WeightsError:
+    if _is_pickle(path):
+        return _pickle_error(path)
+    return WeightsError(
+        f"{path} can't be read as safetensors: {what}", "It may be cut off or damaged: get it again"
+    )
 
 
 @contextlib.contextmanager

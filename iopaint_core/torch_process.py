@@ -46,7 +46,7 @@ def reclaim(device: str) -> None:
 class _ProcessDefaults:
     """Keeps loaders from leaving torch's process-wide settings changed, however they end.
 
-    diffusers' `from_pretrained` sets torch's default dtype, and leaves it so if building the module fails;
+    A library's `from_pretrained` may set torch's default dtype, and leave it so if building the module fails;
     accelerate's `init_empty_weights` replaces `nn.Module.register_parameter`, for good if two uses overlap. Loads
     may overlap: what was so before the first is restored after the last. What somebody else had replaced by then
     is left to them, and so is the dtype if all loads succeed.

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from iopaint_core import CheckpointType, Family, ModelType, WeightsError, checkpoint_type
+from iopaint_core import ModelType, WeightsError
+from iopaint_plugins.diffusion.checkpoints import CheckpointType, Family, checkpoint_type
 
 pytestmark = pytest.mark.torch
 

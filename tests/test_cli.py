@@ -589,7 +589,10 @@ class TestDoctor:
         done = command("doctor")
         assert done.returncode == 0
         assert "Nothing wrong was found." in done.stdout
-        assert "pluggy" in done.stdout
+        names = [line.split()[0] for line in done.stdout.splitlines()]
+        assert {"iopaint-core", "pluggy", "torch", "onnxruntime"} <= {*names}  # those of extras too
+        assert "pytest" not in names
+        assert len(names) == len({*names})
 
     def test_problems_are_told_with_what_to_do(self, tmp_path, monkeypatch):
         (tmp_path / "broken.py").write_text("import sys; sys.exit(4)")

@@ -117,7 +117,7 @@ class TestLoading:
         half = load_vae(model / "vae", variant="fp16")
         assert half.dtype == torch.float16
         assert digest(half) == digest(make_vae(seed=1).to(torch.float16))
-        with pytest.raises(WeightsError, match=r"has no diffusion_pytorch_model\.bf16\.safetensors or"):
+        with pytest.raises(WeightsError, match=r"has no model\.bf16\.safetensors and no single \*_model\.bf16"):
             load_vae(model / "vae", variant="bf16")
 
     def test_shards_are_read_as_one(self, tmp_path):
@@ -679,7 +679,7 @@ class TestBadFiles:
     def test_a_folder_that_is_not_there_or_has_no_weights(self, tmp_path):
         with pytest.raises(WeightsError, match="does not exist"):
             TensorFiles.find(tmp_path / "gone")
-        with pytest.raises(WeightsError, match=r"has no diffusion_pytorch_model\.safetensors or .*: none"):
+        with pytest.raises(WeightsError, match=r"has no model\.safetensors and no .*: none"):
             TensorFiles.find(tmp_path)
 
     def test_a_damaged_file_is_not_read_again_until_it_is_replaced(self, model, pool):

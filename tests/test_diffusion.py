@@ -34,10 +34,10 @@ from iopaint_core import (
     ModelPool,
     RequestError,
     WeightsError,
-    local_models,
     scan_models,
 )
 from iopaint_core.cli import main
+from iopaint_plugins.diffusion.discovery import local_models
 from iopaint_plugins.diffusion.model import DiffusionModel
 from iopaint_plugins.diffusion.parameters import DiffusionParameters, Lora, Sampler
 from iopaint_plugins.diffusion.pipelines import PIPELINES
@@ -545,7 +545,7 @@ class TestBadInput:
 
     def test_a_component_whose_weights_are_missing(self, model):
         (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-        self.refused(r"has no diffusion_pytorch_model\.safetensors")
+        self.refused(r"has no model\.safetensors and no single \*_model\.safetensors")
 
     def test_a_component_that_the_index_does_not_name(self, model):
         self.index(model, unet=[None, None])

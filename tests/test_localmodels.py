@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 import iopaint_plugins.diffusion
-from iopaint_core import ModelType, find_local_models, local_models, scan_models
+from iopaint_core import ModelType, scan_models
 from iopaint_core.cli import main
+from iopaint_plugins.diffusion.discovery import find_local_models, local_models
 
 
 @pytest.fixture
@@ -307,7 +308,7 @@ class TestMemory:
     def test_processes_search_at_once(self, home):
         for number in range(10):
             old(files.write(home / "stable_diffusion" / f"{number}.safetensors", files.sd1()))
-        code = "from iopaint_core import local_models; print(len(local_models().models))"
+        code = "from iopaint_plugins.diffusion.discovery import local_models; print(len(local_models().models))"
         running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)]
         assert [int(process.communicate(timeout=60)[0]) for process in running] == [10] * 4
         assert len(json.loads((home / "checkpoints.json").read_bytes())["files"]) == 10

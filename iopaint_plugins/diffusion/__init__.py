@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from iopaint_core import WeightsError, hookimpl, local_models, missing_packages
+from iopaint_core import WeightsError, hookimpl, missing_packages
+from iopaint_plugins.diffusion.discovery import local_models
 from iopaint_plugins.diffusion.options import DiffusionOptions
 from iopaint_plugins.diffusion.pipelines import parameters_of
 

@@ -12,15 +12,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from iopaint_core import (
-    CheckpointType,
-    Family,
-    MissingWeightsError,
-    TensorFiles,
-    WeightsError,
-    checkpoint_type,
-    hub_folder,
-)
+from iopaint_core import MissingWeightsError, TensorFiles, WeightsError, hub_folder
+from iopaint_plugins.diffusion.checkpoints import CheckpointType, Family, checkpoint_type
 from iopaint_plugins.diffusion.configs import read_config
 
 if TYPE_CHECKING:

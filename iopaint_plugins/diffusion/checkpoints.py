@@ -8,20 +8,15 @@ says nothing: there are base models called "inpainting", and the reverse.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from iopaint_core.errors import WeightsError
-from iopaint_core.schema import ModelType, format_bytes
-from iopaint_core.tensorfiles import _is_pickle, _pickle_error
+from iopaint_core import ModelType, WeightsError, tensor_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     Shapes = Mapping[str, list[int]]
@@ -58,8 +53,6 @@ class CheckpointType:
         return ModelType.DIFFUSERS_OTHER
 
 
-_MAX_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
 _UNET = "model.diffusion_model."
 _CONV_IN = f"{_UNET}input_blocks.0.0.weight"
 _CROSS_ATTENTION = f"{_UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
@@ -104,7 +97,7 @@ def checkpoint_type(path: Path) -> CheckpointType:
     Raises `WeightsError` for a file that is damaged, a pickle, or no checkpoint of a known family; it says what
     kind of file it is instead, if that can be told.
     """
-    found = _tell(_shapes(path))
+    found = _tell(tensor_shapes(path))
     if isinstance(found, CheckpointType):
         return found
     raise WeightsError(
@@ -169,67 +162,3 @@ def _tell_flux(shapes: Shapes, img_in: str) -> CheckpointType | str:
 def _size(shapes: Shapes, name: str, axis: int = 1) -> int:
     shape = shapes.get(name, [])
     return shape[axis] if len(shape) > axis else 0
-
-
-def _shapes(path: Path) -> Shapes:
-    """The shapes of all tensors by name. Source of the format: github.com/huggingface/safetensors, "Format"."""
-    from pydantic_core import from_json  # faster than json, and there may be hundreds of headers of 200 kB
-
-    raw, room = _header(path)
-    try:
-        header: Any = from_json(raw)
-    except ValueError as error:
-        raise _damaged(path, "its header is no JSON") from error
-    header.pop("__metadata__", None)
-    if not _is_sound(header.values(), room):
-        name = next(name for name, entry in header.items() if not _is_sound([entry], room))
-        raise _damaged(path, f"{name[:200]!r} lies outside of it, or has a wrong shape: {header[name]!s:.200}")
-    return {name: entry["shape"] for name, entry in header.items()}
-
-
-def _is_sound(entries: Iterable[Any], room: int) -> bool:
-    """Whether shapes are not negative, and offsets within the file."""
-    entries = list(entries)
-    try:
-        offsets = [entry["data_offsets"] for entry in entries]
-        sizes = chain.from_iterable([entry["shape"] for entry in entries])
-        return (
-            {*map(len, offsets)} <= {2}
-            and min(chain.from_iterable(offsets), default=0) >= 0
-            and max(chain.from_iterable(offsets), default=0) <= room
-            and min(sizes, default=0) >= 0
-        )
-    except (TypeError, KeyError):
-        return False
-
-
-def _header(path: Path) -> tuple[bytes, int]:
-    """The header, and how many bytes follow it."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its other end
-            raise WeightsError(f"{path} is no file", "Name a safetensors file")
-        with path.open("rb", buffering=0) as file:
-            total = os.fstat(file.fileno()).st_size
-            start = file.read(9)
-            length = int.from_bytes(start[:8], "little")
-            if length > _MAX_HEADER:
-                raise _damaged(path, f"it claims a header of {format_bytes(length)}, and the format allows 100 MB")
-            if len(start) < 9 or length > total - 8:
-                raise _damaged(path, "it ends within its header")
-            if start[8:] != b"{":  # which spares reading what is something else
-                raise _damaged(path, "its header is no object")
-            file.seek(8)
-            raw = file.read(length)
-    except OSError as error:
-        raise WeightsError(
-            f"{path} can't be read: {error.strerror}", "Look whether it is there, and may be read"
-        ) from error
-    return raw, total - 8 - length
-
-
-def _damaged(path: Path, what: str) -> WeightsError:
-    if _is_pickle(path):
-        return _pickle_error(path)
-    return WeightsError(
-        f"{path} can't be read as safetensors: {what}", "It may be cut off or damaged: get it again"
-    )

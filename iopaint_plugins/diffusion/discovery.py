@@ -17,12 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from iopaint_core.checkpoints import RULES, checkpoint_type
-from iopaint_core.errors import WeightsError
-from iopaint_core.hub import hub_cache
-from iopaint_core.schema import ModelInfo, ModelType
-from iopaint_core.settings import default_context
-from iopaint_core.tensorfiles import file_stamp
+from iopaint_core import (
+    ModelInfo,
+    ModelType,
+    TensorFiles,
+    WeightsError,
+    default_context,
+    hub_cache,
+    model_folders,
+)
+from iopaint_plugins.diffusion.checkpoints import RULES, checkpoint_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,8 +83,7 @@ class LocalModels:
 def local_models() -> LocalModels:
     """Find the diffusion models of this machine, in the folders that `docs/weights.md` lists."""
     home = default_context().cache
-    folders = [Path(name) for name in os.environ.get("IOPAINT_MODEL_DIRS", "").split(os.pathsep) if name]
-    return find_local_models(folders, home=home, memory=home / "checkpoints.json")
+    return find_local_models(model_folders(), home=home, memory=home / "checkpoints.json")
 
 
 def find_local_models(folders: Iterable[Path] = (), *, home: Path, memory: Path | None = None) -> LocalModels:
@@ -288,7 +291,7 @@ class _TypeMemory:
 
     def type_of(self, path: Path) -> ModelType:
         """The type of a single file. Raises `WeightsError`."""
-        key, stamp = ascii(str(path)), list(file_stamp(path))
+        key, stamp = ascii(str(path)), list(TensorFiles((path,)).stamp()[0])
         match self._before.get(key):
             case [known, str(value), None] if known == stamp and value in set(ModelType):
                 self._now[key] = [stamp, value, None]
