@@ -263,28 +263,8 @@ def tensor_shapes(path: Path) -> Mapping[str, list[int]]:
     return {name: entry["shape"] for name, entry in header.items()}
 
 
-def file_stamp(path: Path) -> tuple[int, ...]:
-    """What tells a file apart from all others, and from itself once it is changed; see `Stamp`."""
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise WeightsError(f"{path} can't be read: {error.strerror}", "Look whether it is still there") from error
-    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is no index of shards", "Get it again") from error
-    for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise WeightsError(f"{index} names {name!r}, which is not beside it", "Get the missing file")
-    return tuple(index.parent / name for name in names)
-
-
 def _is_sound(entries: Iterable[Any], room: int) -> bool:
-    """Whether shapes are not negative, and offsets within the file."""
+    """Return whether shapes are not negative, and offsets within the file."""
     entries = list(entries)
     try:
         offsets = [entry["data_offsets"] for entry in entries]
@@ -300,7 +280,7 @@ def _is_sound(entries: Iterable[Any], room: int) -> bool:
 
 
 def _header(path: Path) -> tuple[bytes, int]:
-    """The header, and how many bytes follow it."""
+    """Return the header, and how many bytes follow it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its other end
             raise WeightsError(f"{path} is no file", "Name a safetensors file")
@@ -331,6 +311,26 @@ def _damaged(path: Path, what: str) -> WeightsError:
     )
 
 
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file apart from all others, and from itself once it is changed; see `Stamp`."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise WeightsError(f"{path} can't be read: {error.strerror}", "Look whether it is still there") from error
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is no index of shards", "Get it again") from error
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise WeightsError(f"{index} names {name!r}, which is not beside it", "Get the missing file")
+    return tuple(index.parent / name for name in names)
+
+
 @contextlib.contextmanager
 def _opened(path: Path, framework: str) -> Iterator[_Safetensors]:
     from safetensors import SafetensorError, safe_open
@@ -339,11 +339,7 @@ def _opened(path: Path, framework: str) -> Iterator[_Safetensors]:
         with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError) as error:
-        if _is_pickle(path):
-            raise _pickle_error(path) from error
-        raise WeightsError(
-            f"{path} can't be read as safetensors: {error}", "It may be cut off or damaged: get it again"
-        ) from error
+        raise _damaged(path, str(error)) from error
 
 
 def _is_pickle(path: Path) -> bool:
