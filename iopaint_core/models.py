@@ -255,6 +255,7 @@ class MaskModel(Model, ABC, Generic[MaskT]):
                     f"{box} is empty, or not within the image of {width} x {height}",
                     "Give left < right and top < bottom, inside the image",
                 )
+        parsed.check_mask(height, width)
         with _bound(_progress, progress), _reporting_part(0, 1):
             result = self.forward(image.copy(), parsed)
         _check_output(self, result, [(height, width)])

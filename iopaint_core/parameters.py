@@ -13,9 +13,11 @@ pydantic is imported by the first `parse` of values: its import costs more than 
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import dataclasses
 import inspect
+import io
 import json
 import reprlib
 import textwrap
@@ -28,13 +30,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeAlia
 
 from annotated_types import Ge, Gt, Le
 
-from iopaint_core.errors import PluginError, RequestError, did_you_mean
+from iopaint_core.errors import InputError, PluginError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
     from typing import Self
 
-    from pydantic import TypeAdapter
+    import PIL.Image
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
+    from pydantic_core import CoreSchema
+
+    from iopaint_core.imaging import Mask
 
 ParametersLike: TypeAlias = "Parameters | Mapping[str, object] | str | bytes | None"
 """What `Parameters.parse` takes."""
@@ -240,6 +246,7 @@ class Parameters:
                 _check_types(cls)
                 adapter: TypeAdapter[Self] = TypeAdapter(cls)
                 adapter.validate_python({name: getattr(cls(), name) for name in cls.names()})
+                adapter.json_schema()
             except ValidationError as error:
                 first = _describe_error(error.errors(include_url=False)[0])
                 raise _invalid(cls, f"the default of {first}", "Correct the default or its bounds") from error
@@ -344,6 +351,15 @@ class Box(NamedTuple):
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
+class _EncodedMask:
+    """Has a field take a mask as an array, too, which becomes the text that JSON can hold."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(_encode_mask, handler(source))
+
+
 @dataclass(frozen=True)
 class MaskParameters(Parameters):
     """How to run a `MaskModel`."""
@@ -352,6 +368,27 @@ class MaskParameters(Parameters):
     """Points on what is meant, and on what is not: `[[x, y, 1], [x, y, 0]]`."""
     boxes: Annotated[tuple[Box, ...], Hint(widget="boxes")] = ()
     """Rectangles around what is meant: `[[left, top, right, bottom]]`."""
+    mask_input: Annotated[str | None, _EncodedMask(), Hint(widget="mask")] = None
+    """Mask to refine, as large as the image: an image file in base64, white on what is meant; in Python an array."""
+
+    def check_mask(self, height: int, width: int) -> None:
+        """Raise `InputError` unless the mask to refine, if there is one, is an image of that size."""
+        if self.mask_input is not None:
+            with _opened_mask(self.mask_input) as image:
+                if image.size != (width, height):
+                    raise InputError(
+                        f"The image is {width} x {height} and mask_input {image.width} x {image.height}",
+                        "Give a mask as large as the image",
+                    )
+
+    def decode_mask(self) -> Mask | None:
+        """Return the mask to refine as a `uint8` array `(H, W)` of 0 and 255, or None. Raises `InputError`."""
+        import numpy as np
+
+        if self.mask_input is None:
+            return None
+        with _opened_mask(self.mask_input) as image:
+            return np.where(np.asarray(image.convert("L")) > 127, np.uint8(255), np.uint8(0))
 
 
 class InpaintRequest(dict[str, object]):
@@ -359,6 +396,31 @@ class InpaintRequest(dict[str, object]):
 
     It is checked when a model is called, by the model's `Parameters`.
     """
+
+
+def _encode_mask(value: object) -> object:
+    """Return an array as a PNG file in base64, and everything else as it is."""
+    import numpy as np
+
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype != np.uint8 or value.ndim != 2:
+        raise ValueError(f"expected a uint8 array of shape (H, W), got {value.dtype} of shape {value.shape}")
+    import cv2
+
+    return base64.b64encode(cv2.imencode(".png", value)[1].tobytes()).decode()
+
+
+@contextlib.contextmanager
+def _opened_mask(text: str) -> Iterator[PIL.Image.Image]:
+    """Open a file in base64; what is wrong with it is an `InputError`."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as image:
+            yield image
+    except (ValueError, OSError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(f"mask_input can't be read: {error}", "Give an image file, in base64") from error
 
 
 def iopaint_flags(parameters: type[Parameters]) -> dict[str, bool]:

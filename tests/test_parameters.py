@@ -1,6 +1,7 @@
 """What a model takes, as it declares it: checked, described, and the same for every way in."""
 
 import asyncio
+import base64
 import json
 import pickle
 import re
@@ -325,8 +326,8 @@ class TestDeclarations:
         for cls, name in ((Arrays, "weights"), (Calls, "call")):
             with pytest.raises(PluginError, match=f"{cls.__name__}: JSON can't hold the type of '{name}'"):
                 cls.json_schema()
-        with pytest.raises(PluginError, match="JSON can't hold"):
-            Arrays.parse({})
+            with pytest.raises(PluginError, match=f"{cls.__name__}: JSON can't hold the type of '{name}'"):
+                cls.parse({})
 
     def test_a_name_of_the_frameworks_with_another_type(self):
         @dataclass(frozen=True)
@@ -526,6 +527,28 @@ class TestCalls:
         assert [info.name for info in report.models] == ["red"]
         assert [(problem.plugin, problem.stage) for problem in report.problems] == [("wrong", Stage.SCAN)]
         assert "Bare: it is not a frozen dataclass. Decorate it with" in str(report.problems[0])
+
+    def test_a_mask_to_refine_comes_as_an_array_or_as_a_file_in_base64(self):
+        class Refined(MaskModel):
+            def forward(self, image, parameters):
+                return 255 - parameters.decode_mask()
+
+        mask = np.zeros(IMAGE.shape[:2], np.uint8)
+        mask[3:9, 4:20] = 255
+        by_array = MaskParameters.parse({"mask_input": mask})
+        by_text = MaskParameters.parse(json.dumps({"mask_input": by_array.mask_input}))
+        assert by_array == by_text
+        assert np.array_equal(by_text.decode_mask(), mask)
+        assert np.array_equal(Refined()(IMAGE, {"mask_input": mask}), 255 - mask)
+        assert np.array_equal(Refined()(IMAGE, MaskParameters(mask_input=mask)), 255 - mask)
+        assert MaskParameters().decode_mask() is None
+        with pytest.raises(InputError, match=r"The image is \d+ x \d+ and mask_input 5 x 4"):
+            Refined()(IMAGE, {"mask_input": mask[:4, :5]})
+        for text in ("####", base64.b64encode(b"no image").decode()):
+            with pytest.raises(InputError, match="mask_input can't be read"):
+                Refined()(IMAGE, {"mask_input": text})
+        with pytest.raises(RequestError, match=r"expected a uint8 array of shape \(H, W\), got float64"):
+            Refined()(IMAGE, {"mask_input": mask / 255})
 
     def test_boxes_outside_the_image_are_refused(self):
         class Boxed(MaskModel):
