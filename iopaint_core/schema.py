@@ -175,7 +175,7 @@ class ModelInfo:
             raise PluginError(
                 f"{self.name} has the parameters {self.parameters.__name__}, which do not fit its task "
                 f"({task.value})",
-                f"Derive them from {base.__name__}, or announce the task that they fit, as task=Task.RESTORE",
+                f"Derive them from {base.__name__}, or announce the task that they fit: task=Task.RESTORE",
             )
         return self.parameters
 
