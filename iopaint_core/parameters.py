@@ -369,7 +369,7 @@ class MaskParameters(Parameters):
     boxes: Annotated[tuple[Box, ...], Hint(widget="boxes")] = ()
     """Rectangles around what is meant: `[[left, top, right, bottom]]`."""
     mask_input: Annotated[str | None, _EncodedMask(), Hint(widget="mask")] = None
-    """Mask to refine, as large as the image: an image file in base64, white on what is meant; in Python an array."""
+    """Mask to refine, as large as the image: an image file in base64, white inside; in Python, an array."""
 
     def check_mask(self, height: int, width: int) -> None:
         """Raise `InputError` unless the mask to refine, if there is one, is an image of that size."""
