@@ -48,10 +48,14 @@ def scan_plugin_models(plugins: PluginManager | None = None) -> list[ModelInfo]:
 def find_model(name: str, models: Iterable[ModelInfo]) -> ModelInfo:
     """The model that `name`, `plugin:name` or `distribution:plugin:name` means.
 
+    A model that can be used goes before those of its name that can't be: a file that several plugins find is usable
+    to the one that knows what it is.
+
     Raises `UnknownModelError` with the nearest names, `AmbiguousModelError` with the names that tell apart.
     """
     models = list(models)
     found = [info for info in models if name in _names(info)]
+    found = [info for info in found if not info.unavailable] or found
     if len(found) == 1:
         return found[0]
     if found:

@@ -54,6 +54,23 @@ def test_a_name_of_two_models_is_an_error_that_lists_the_choices(two):
     assert caught.value.choices == ("b:lama", "a:lama")
 
 
+def test_a_model_that_can_be_used_goes_before_those_of_its_name_that_cannot_be(plugins):
+    def announce(name, reason):
+        @hookimpl
+        def iopaint_available_models():
+            return [ModelInfo(name=name, unavailable=reason)]
+
+        return make_plugin(iopaint_available_models=iopaint_available_models)
+
+    for name, reasons in (("a", ["damaged", ""]), ("b", ["", "unknown"]), ("c", ["cut off", "unknown"])):
+        for number, reason in enumerate(reasons):
+            plugins.register(announce(name, reason), f"{name}{number}")
+    models = scan_models(plugins)
+    assert [find_model(name, models).plugin_name for name in "ab"] == ["a1", "b0"]
+    with pytest.raises(AmbiguousModelError, match="c0:c, c1:c"):
+        find_model("c", models)
+
+
 def test_where_plugins_share_a_name_too_the_distribution_tells_them_apart(plugins):
     for distribution in ("one", "two"):
         plugins.register(make_plugin("lama"), "a", distribution=distribution)
