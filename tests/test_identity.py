@@ -188,6 +188,13 @@ class TestHeldTwice:
         path.write_bytes(content)
         assert held(vae(model / "vae"), vae(two / "vae")) == 2
 
+    def test_if_files_in_folders_of_blobs_have_a_name_that_is_no_sha256(self, tmp_path, context):
+        for folder, value in (("one", 1), ("two", 2)):
+            (tmp_path / folder / "blobs").mkdir(parents=True)
+            save_file({"a": torch.full((4,), value)}, tmp_path / folder / "blobs" / "cafe")
+        names = [context.index.name(TensorFiles((tmp_path / one / "blobs" / "cafe",))) for one in ("one", "two")]
+        assert names[0] != names[1]
+
     @settings(max_examples=25)
     @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
     def test_wherever_the_byte_is(self, tmp_path_factory, where, bit):
