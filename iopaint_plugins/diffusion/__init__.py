@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from iopaint_core import WeightsError, hookimpl, missing_packages
 from iopaint_plugins.diffusion.discovery import local_models
-from iopaint_plugins.diffusion.options import DiffusionOptions
-from iopaint_plugins.diffusion.pipelines import parameters_of
 
 if TYPE_CHECKING:
     from iopaint_core import LoadContext, ModelInfo
@@ -19,6 +17,11 @@ if TYPE_CHECKING:
 def iopaint_available_models() -> list[ModelInfo]:
     """What lies on this machine, in folders and files of this program, of IOPaint and of the Hugging Face hub."""
     found = local_models()
+    if not (found.models or found.unusable):
+        return []
+    from iopaint_plugins.diffusion.options import DiffusionOptions
+    from iopaint_plugins.diffusion.pipelines import parameters_of
+
     missing = missing_packages(
         "torch", "diffusers", "transformers", install="pip install 'iopaint-core[diffusion]'"
     )
