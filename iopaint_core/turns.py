@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _SLICE = 0.5
+"""Seconds for which a call that waits blocks at a time."""
 
 _current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("iopaint_turn", default=None)
 """The call that this context runs in."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from iopaint_core import Hint, InpaintParameters, InputError
+from iopaint_core import Hint, InpaintParameters, InputError, TensorFiles
 
 if TYPE_CHECKING:
     from typing import Self
@@ -112,7 +112,7 @@ class DiffusionParameters(InpaintParameters):
             loras,
             getattr(self, "sd_lcm_lora", False),
             (methods,) if isinstance(methods, str) else methods,
-            tuple(_fingerprint(path) for path in map(Path, loras) if path.is_file()),
+            TensorFiles(tuple(path for path in map(Path, loras) if path.is_file())).stamp(),
         )
         return None if adapters == Adapters() else adapters
 
@@ -127,8 +127,3 @@ def adapters_of(context: LoadContext) -> Adapters:
     if not isinstance(variant, Adapters | None):
         raise InputError(f"expected the variant of DiffusionParameters, got {variant!r}", "Pass parameters.variant")
     return variant or Adapters()
-
-
-def _fingerprint(path: Path) -> tuple[int, ...]:
-    state = path.stat()
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
