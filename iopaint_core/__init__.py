@@ -40,8 +40,8 @@ from iopaint_core.models import (
     InpaintModel,
     MaskModel,
     Model,
+    Models,
     report_preview,
-    report_progress,
     wants_preview,
 )
 from iopaint_core.options import LoadOptions, Secret
@@ -59,6 +59,7 @@ from iopaint_core.parameters import (
     iopaint_flags,
 )
 from iopaint_core.plugins import PluginManager, missing_packages
+from iopaint_core.progress import progress_part, report_progress
 from iopaint_core.schema import (
     LoadContext,
     ModelInfo,
@@ -66,6 +67,7 @@ from iopaint_core.schema import (
     PluginInfo,
     PluginStatus,
     Problem,
+    Result,
     Stage,
     Task,
     WeightFile,
@@ -73,7 +75,8 @@ from iopaint_core.schema import (
 
 if TYPE_CHECKING:
     from iopaint_core.accounts import Counts, EventKind, Held, Ledger, PoolEvent, PoolStats
-    from iopaint_core.async_manager import AsyncModelManager
+    from iopaint_core.async_manager import AsyncModelManager, AsyncSession
+    from iopaint_core.chain import Step, read_chain
     from iopaint_core.components import (
         ComponentKey,
         file_component,
@@ -89,12 +92,14 @@ if TYPE_CHECKING:
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
     from iopaint_core.pool import Lease, ModelPool
+    from iopaint_core.session import Session
     from iopaint_core.settings import default_context, model_folders
     from iopaint_core.tensorfiles import TensorFiles, tensor_shapes
     from iopaint_core.weights import State, Verified, WeightStore
 
 _MODULES = {
     "AsyncModelManager": "async_manager",
+    "AsyncSession": "async_manager",
     "ComponentKey": "components",
     "default_context": "settings",
     "hub_cache": "hub",
@@ -124,12 +129,15 @@ _MODULES = {
     "PoolEvent": "accounts",
     "PoolStats": "accounts",
     "SharedComponents": "entries",
+    "Session": "session",
     "State": "weights",
+    "Step": "chain",
     "Usage": "eviction",
     "Verified": "weights",
     "WeightStore": "weights",
     "model_folders": "settings",
     "raise_if_cancelled": "entries",
+    "read_chain": "chain",
     "read_mask": "pictures",
     "read_picture": "pictures",
     "tensor_shapes": "tensorfiles",
@@ -141,6 +149,7 @@ __all__ = [
     "LRU",
     "AmbiguousModelError",
     "AsyncModelManager",
+    "AsyncSession",
     "BasePlugin",
     "Box",
     "Click",
@@ -180,6 +189,7 @@ __all__ = [
     "ModelOutputError",
     "ModelPool",
     "ModelType",
+    "Models",
     "Need",
     "OptionsError",
     "Parameters",
@@ -199,11 +209,14 @@ __all__ = [
     "PoolStats",
     "Problem",
     "RequestError",
+    "Result",
     "ScanReport",
     "Secret",
+    "Session",
     "SharedComponents",
     "Stage",
     "State",
+    "Step",
     "Task",
     "TensorFiles",
     "UnavailableModelError",
@@ -228,7 +241,9 @@ __all__ = [
     "model_folders",
     "module_component",
     "on_device",
+    "progress_part",
     "raise_if_cancelled",
+    "read_chain",
     "read_mask",
     "read_picture",
     "report_preview",

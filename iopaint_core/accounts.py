@@ -34,7 +34,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Held:
-    """A component, as the pool holds it."""
+    """A component, or what a model computed, as the pool holds it."""
 
     key: Hashable
     device: str
@@ -81,6 +81,8 @@ class PoolStats:
     leases: Mapping[Hashable, int]
     """Open leases of each model held; 0 means idle."""
     components: tuple[Held, ...]
+    states: tuple[Held, ...]
+    """What models computed and keep for a next call: encoded images of sessions."""
     devices: Mapping[str, Ledger]
     saved: int
     """Bytes that sharing saves now: those of each component, once for each user beyond the first."""

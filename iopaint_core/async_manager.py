@@ -8,20 +8,24 @@ import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from iopaint_core.manager import ModelManager
-from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model
+from iopaint_core.models import ImageModel, InpaintModel, MaskModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
+    from types import TracebackType
 
+    from iopaint_core.chain import Step
     from iopaint_core.imaging import Image, Mask
-    from iopaint_core.models import Preview, Progress
-    from iopaint_core.parameters import Parameters, ParametersLike
+    from iopaint_core.models import Model, Preview
+    from iopaint_core.parameters import ParametersLike
     from iopaint_core.pool import Lease
+    from iopaint_core.progress import Progress
+    from iopaint_core.schema import Result
+    from iopaint_core.session import Session
 
-M = TypeVar("M", bound=Model)
 T = TypeVar("T")
 
 _LOADS = 1000
@@ -40,7 +44,7 @@ class AsyncModelManager:
         self.manager = ModelManager() if manager is None else manager
         self._calls = ThreadPoolExecutor(threads, thread_name_prefix="iopaint call")
         self._loads = ThreadPoolExecutor(_LOADS, thread_name_prefix="iopaint load")
-        self._queues: weakref.WeakValueDictionary[Hashable, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._queues: weakref.WeakValueDictionary[Hashable, _Queue] = weakref.WeakValueDictionary()
 
     async def load(self, name: str, *, variant: Hashable | None = None) -> Lease[Model]:
         """See `ModelManager.load`."""
@@ -55,15 +59,46 @@ class AsyncModelManager:
 
     async def preload(self, *names: str) -> None:
         """See `ModelManager.preload`."""
-        await self._submit(self.manager.preload, *names)
+        await self._submit(lambda: self.manager.preload(*names))
 
     async def unload(self, name: str) -> bool:
         """See `ModelManager.unload`."""
-        return await self._submit(self.manager.unload, name)
+        return await self._submit(lambda: self.manager.unload(name))
 
     async def switch(self, name: str) -> None:
         """See `ModelManager.switch`."""
-        await self._submit(self.manager.switch, name)
+        await self._submit(lambda: self.manager.switch(name))
+
+    async def run(
+        self,
+        name: str,
+        image: Image,
+        *,
+        mask: Mask | None = None,
+        parameters: ParametersLike = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """See `ModelManager.run`; `progress` and `preview` are called in the thread that works."""
+        # Checked in a thread: that may import pydantic, and look at files.
+        parsed = await self._submit(lambda: self.manager.check(name, parameters, masked=mask is not None))
+        variant = await self._submit(lambda: parsed.variant)
+        key = (asyncio.get_running_loop(), name)
+        queue = self._queues.setdefault(key, _Queue())
+        async with queue.places:
+            # Leased before, so that who waits for room, or for a load, takes no thread from a model that is ready.
+            lease = await self.load(name, variant=variant)
+            queue.grow(lease.model.concurrency)
+
+            def work(report: Progress) -> Result:
+                with lease:
+                    return self.manager.call(
+                        lease,
+                        lambda model: model.run(image, mask=mask, parameters=parsed, preview=preview),
+                        progress=report,
+                    )
+
+            return await self._cancellable(work, progress, lease.close)
 
     async def inpaint(
         self,
@@ -76,51 +111,54 @@ class AsyncModelManager:
         preview: Preview | None = None,
     ) -> Image:
         """See `ModelManager.inpaint`; `progress` and `preview` are called in the thread that works."""
-        return await self._run(
-            name,
-            InpaintModel,
-            parameters,
-            lambda model, parsed, report: model(image, mask, parsed, progress=report, preview=preview),
-            progress,
-        )
+        await self._submit(lambda: self.manager.check_kind(name, InpaintModel, "image"))
+        result = await self.run(name, image, mask=mask, parameters=parameters, progress=progress, preview=preview)
+        return cast("Image", result.image)
 
     async def process(
         self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Image:
         """See `ModelManager.process`."""
-        return await self._run(
-            name,
-            ImageModel,
-            parameters,
-            lambda model, parsed, report: model(image, parsed, progress=report),
-            progress,
-        )
+        await self._submit(lambda: self.manager.check_kind(name, ImageModel, "image"))
+        return cast("Image", (await self.run(name, image, parameters=parameters, progress=progress)).image)
 
     async def segment(
         self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
         """See `ModelManager.segment`."""
-        return await self._run(
-            name,
-            MaskModel,
-            parameters,
-            lambda model, parsed, report: model(image, parsed, progress=report),
-            progress,
+        await self._submit(lambda: self.manager.check_kind(name, MaskModel, "masks"))
+        return cast("Mask", (await self.run(name, image, parameters=parameters, progress=progress)).mask)
+
+    async def chain(
+        self,
+        image: Image,
+        steps: Sequence[Step],
+        *,
+        mask: Mask | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """See `ModelManager.chain`; it takes one thread throughout."""
+        return await self._cancellable(
+            lambda report: self.manager.chain(image, steps, mask=mask, progress=report, preview=preview), progress
         )
+
+    async def session(self, name: str, image: Image) -> AsyncSession:
+        """See `ModelManager.session`."""
+        return AsyncSession(self, await self._submit(lambda: self.manager.session(name, image)))
 
     def close(self) -> None:
         """End the threads once their work is done."""
         self._loads.shutdown()
         self._calls.shutdown()
 
-    async def _run(
+    async def _cancellable(
         self,
-        name: str,
-        kind: type[M],
-        parameters: ParametersLike,
-        run: Callable[[M, Parameters, Progress], Image],
+        work: Callable[[Progress], T],
         progress: Progress | None,
-    ) -> Image:
+        never_begun: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Await work in a thread; to cancel it ends it at its next report, or else calls `never_begun`."""
         cancelled = threading.Event()
 
         def report(step: int, total: int) -> None:
@@ -129,31 +167,60 @@ class AsyncModelManager:
             if progress is not None:
                 progress(step, total)
 
-        def parse() -> tuple[Parameters, Hashable | None]:
-            parsed = self.manager.parse(name, kind, parameters)
-            return parsed, parsed.variant
+        working = self._calls.submit(contextvars.copy_context().run, work, report)
+        try:
+            return await asyncio.wrap_future(working)
+        except asyncio.CancelledError:
+            cancelled.set()
+            if working.cancel():
+                never_begun()
+            raise
 
-        def work(lease: Lease[Model]) -> Image:
-            with lease:
-                return self.manager.call(lease, kind, lambda model: run(model, parsed, report))
-
-        parsed, variant = await self._submit(parse)  # in a thread: it may import pydantic, and look at files
-        queue = self._queues.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
-        async with queue:
-            # Leased before, so that who waits for room, or for a load, takes no thread from a model that is ready.
-            lease = await self.load(name, variant=variant)
-            working = self._calls.submit(contextvars.copy_context().run, work, lease)
-            try:
-                return await asyncio.wrap_future(working)
-            except asyncio.CancelledError:
-                cancelled.set()
-                if working.cancel():
-                    lease.close()
-                raise
-
-    def _submit(self, call: Callable[..., T], *names: str) -> asyncio.Future[T]:
+    def _submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
         context = contextvars.copy_context()
-        return asyncio.get_running_loop().run_in_executor(self._loads, context.run, call, *names)
+        return asyncio.get_running_loop().run_in_executor(self._loads, context.run, call)
+
+
+class AsyncSession:
+    """A `Session` whose calls are awaited."""
+
+    def __init__(self, manager: AsyncModelManager, session: Session) -> None:
+        self._manager = manager
+        self._session = session
+
+    async def run(
+        self, parameters: ParametersLike = None, *, mask: Mask | None = None, progress: Progress | None = None
+    ) -> Result:
+        """See `Session.run`."""
+        return await self._manager._cancellable(
+            lambda report: self._session.run(parameters, mask=mask, progress=report), progress
+        )
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._session.close()
+
+    async def __aenter__(self) -> AsyncSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Queue:
+    """Places for the calls of one model; how many, it says itself once it is loaded."""
+
+    def __init__(self) -> None:
+        self.places = asyncio.Semaphore(1)
+        self._count = 1
+
+    def grow(self, count: int) -> None:
+        """Have that many places, or more."""
+        while self._count < count:
+            self._count += 1
+            self.places.release()
 
 
 def _close_lease(work: Future[Lease[Model]]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from iopaint_core.chain import check_chain
 from iopaint_core.errors import InputError, IOPaintError, ModelError, PictureReadError, PictureWriteError
-from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel
+from iopaint_core.models import InpaintModel, MaskModel, model_class
 from iopaint_core.parameters import InpaintParameters
 from iopaint_core.pictures import (
     FORMATS,
@@ -19,17 +20,18 @@ from iopaint_core.pictures import (
     read_picture,
     write_picture,
 )
+from iopaint_core.results import SUFFIXES, describe_result, write_result
 from iopaint_core.schema import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import PIL.Image
-
+    from iopaint_core.chain import Step
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.manager import ModelManager
     from iopaint_core.parameters import ParametersLike
+    from iopaint_core.schema import Result
 
 
 class Status(str, Enum):
@@ -60,6 +62,12 @@ class Outcome:
     job: Job
     status: Status
     error: IOPaintError | None = None
+    reason: str = ""
+    """Why it was left as it is."""
+    files: tuple[Path, ...] = ()
+    """Those that were written."""
+    result: Mapping[str, object] = field(default_factory=dict)
+    """What of the result is no array: scores, labels, info."""
 
 
 @dataclass(frozen=True)
@@ -94,39 +102,39 @@ def plan(
     return jobs
 
 
-def run(manager: ModelManager, model: str, jobs: list[Job], options: Options) -> Iterator[Outcome]:
-    """Do each job and tell what became of it; a bad picture does not stop the others.
+def run(manager: ModelManager, model: str | Sequence[Step], jobs: list[Job], options: Options) -> Iterator[Outcome]:
+    """Do each job, with one model or a chain, and tell what became of it; a bad picture does not stop the others.
 
-    The model is leased throughout. Raises before it is loaded: `ModelNameError`, `RequestError`, and `InputError`
-    if it takes masks and there are none, or the other way round; then `ModelLoadError`.
+    A model is leased throughout. Raises before anything is loaded: `ModelNameError`, `RequestError`, and
+    `InputError` if it takes masks and there are none, or the other way round; then `ModelLoadError`.
     """
-    kind = SHAPES[manager.find(model).task]
-    parsed = manager.parse(model, kind, options.parameters)
     masked = any(job.masks is not None for job in jobs)
-    if kind is InpaintModel and not masked:
+    if not isinstance(model, str):
+        check_chain(manager, model, masked=masked)
+        for job in jobs:
+            yield _attempt(lambda image, mask: manager.chain(image, model, mask=mask), job, options)
+        return
+    task, parsed = manager.find(model).task, manager.parse(model, options.parameters)
+    if task.takes_mask and not masked and getattr(parsed, "mask_input", None) is None:
         raise InputError(f"{model} needs a mask, and there is none", "Give --mask a file or a folder")
-    if masked and kind is not InpaintModel:
+    if masked and model_class(task) not in {InpaintModel, MaskModel}:
         raise InputError(f"{model} takes no mask", "Leave out --mask")
     extends = isinstance(parsed, InpaintParameters) and parsed.use_extender and not parsed.use_croper
     lease = manager.load(model, variant=parsed.variant)
 
-    def call(image: Image, mask: Mask | None = None) -> Image:
-        if mask is not None:
-            return manager.call(lease, InpaintModel, lambda model: model(image, mask, parsed))
-        if kind is ImageModel:
-            return manager.call(lease, ImageModel, lambda model: model(image, parsed))
-        return manager.call(lease, MaskModel, lambda model: model(image, parsed))
+    def call(image: Image, mask: Mask | None) -> Result:
+        return manager.call(lease, lambda loaded: loaded.run(image, mask=mask, parameters=parsed))
 
     with lease:
         for job in jobs:
-            yield _attempt(call, job, options, extends)
+            yield _attempt(call, job, options, needs_mask=model_class(task) is InpaintModel and not extends)
 
 
 def _file_job(image: Path, mask: Path | None, output: Path) -> Job:
     if output.is_dir() or not output.suffix:
         output = output / image.name
-    if output.suffix.lower() not in FORMATS:
-        raise InputError(f"{output} has no suffix of a known format", f"Use one of {', '.join(FORMATS)}")
+    if output.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{output} has no suffix of a known format", f"Use one of {', '.join(SUFFIXES)}")
     return Job(image, _masks_of(image, image.parent, mask), output)
 
 
@@ -161,11 +169,13 @@ def _same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _attempt(call: Callable[..., Image], job: Job, options: Options, extends: bool) -> Outcome:
+def _attempt(
+    call: Callable[[Image, Mask | None], Result], job: Job, options: Options, *, needs_mask: bool = False
+) -> Outcome:
     if job.output.exists() and not options.overwrite:
-        return Outcome(job, Status.SKIPPED)
+        return Outcome(job, Status.SKIPPED, reason="the result exists; --overwrite replaces it")
     try:
-        return Outcome(job, _do(call, job, options, extends))
+        return _do(call, job, options, needs_mask)
     except IOPaintError as error:
         return Outcome(job, Status.FAILED, error)
     except KeyboardInterrupt:
@@ -178,21 +188,30 @@ def _attempt(call: Callable[..., Image], job: Job, options: Options, extends: bo
         return Outcome(job, Status.FAILED, told)
 
 
-def _do(call: Callable[..., Image], job: Job, options: Options, extends: bool) -> Status:
+def _do(call: Callable[[Image, Mask | None], Result], job: Job, options: Options, needs_mask: bool) -> Outcome:
     picture = read_picture(job.image, max_pixels=options.max_pixels)
     mask = None if job.masks is None else _mask_for(picture, job, options)
-    empty = mask is not None and not extends and not (mask > 127).any()
     _make_folder(job.output.parent)
-    same_format = FORMATS.get(job.image.suffix.lower()) == FORMATS[job.output.suffix.lower()]
-    if empty and same_format and not options.concat:
+    same_format = FORMATS.get(job.image.suffix.lower()) == FORMATS.get(job.output.suffix.lower())
+    as_it_is = same_format and not options.concat
+    empty = needs_mask and mask is not None and not (mask > 127).any()
+    if empty and as_it_is:
         copy_picture(job.image, job.output)
-        return Status.UNCHANGED
-    result = call(picture.rgb) if mask is None else call(picture.rgb, mask)
-    repaired = picture.repaired(result) if result.ndim == 3 else Picture(_to_pillow(result))
+        return Outcome(job, Status.UNCHANGED, reason="its mask is empty", files=(job.output,))
+    result = call(picture.rgb, mask)
+    reason = "its mask is empty" if empty else ""
+    if result.info.get("unchanged") is True:
+        reason = "nothing was found in it"
+        if as_it_is:
+            copy_picture(job.image, job.output)
+            return Outcome(job, Status.UNCHANGED, None, reason, (job.output,), describe_result(result))
     if options.concat:
-        repaired = _side_by_side([array for array in (picture.rgb, mask, repaired.rgb) if array is not None])
-    write_picture(repaired, job.output, quality=options.quality)
-    return Status.UNCHANGED if empty else Status.REPAIRED
+        write_picture(_side_by_side(picture, mask, result), job.output, quality=options.quality)
+        files = [job.output]
+    else:
+        files = write_result(result, picture, job.output, quality=options.quality)
+    status = Status.UNCHANGED if reason else Status.REPAIRED
+    return Outcome(job, status, None, reason, tuple(files), describe_result(result))
 
 
 def _mask_for(picture: Picture, job: Job, options: Options) -> Mask:
@@ -217,19 +236,14 @@ def _make_folder(folder: Path) -> None:
         raise PictureWriteError(f"{folder} could not be made: {error}", "Write elsewhere") from error
 
 
-def _side_by_side(arrays: list[Image]) -> Picture:
+def _side_by_side(picture: Picture, mask: Mask | None, result: Result) -> Picture:
     import PIL.Image
 
-    panels = [_to_pillow(array) for array in arrays]
+    shown = result.mask if result.image is None else picture.repaired(result.image).rgb
+    panels = [PIL.Image.fromarray(array) for array in (picture.rgb, mask, shown) if array is not None]
     canvas = PIL.Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
     left = 0
     for panel in panels:
         canvas.paste(panel, (left, 0))
         left += panel.width
     return Picture(canvas)
-
-
-def _to_pillow(array: Image) -> PIL.Image.Image:
-    import PIL.Image
-
-    return PIL.Image.fromarray(array)

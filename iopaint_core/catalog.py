@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iopaint_core.errors import AmbiguousModelError, PluginError, UnknownModelError, nearest
+from iopaint_core.errors import (
+    AmbiguousModelError,
+    ModelNameError,
+    PluginError,
+    UnavailableModelError,
+    UnknownModelError,
+    nearest,
+)
 from iopaint_core.plugins import REMEDIES, PluginManager
 from iopaint_core.schema import ModelInfo, ModelType, PluginInfo, Problem, Stage, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,30 @@ def find_model(name: str, models: Iterable[ModelInfo]) -> ModelInfo:
     )
 
 
+def with_required(info: ModelInfo, find: Callable[[str], ModelInfo]) -> list[ModelInfo]:
+    """Return a model and all that it requires, directly or not, each once; `find` leads from names to models.
+
+    Raises `UnavailableModelError` if one of them is missing, or its name is ambiguous.
+    """
+    found = {info.full_name}
+    more = [info]
+    for each in more:  # longer ones are added meanwhile
+        for name in each.requires:
+            try:
+                required = find(name)
+            except ModelNameError as error:
+                raise UnavailableModelError(
+                    f"{each.name} requires the model {name!r}: {error.message}",
+                    error.remedy or f"Install a plugin that announces it; {each.distribution} says which",
+                ) from error
+            if required.full_name not in found:
+                found.add(required.full_name)
+                more.append(required)
+    return more
+
+
 def _names(info: ModelInfo) -> tuple[str, str, str]:
-    return info.name, info.qualified_name, f"{info.distribution}:{info.qualified_name}"
+    return info.name, info.qualified_name, info.full_name
 
 
 def _accept(plugin: PluginInfo, task: Task, announced: list[object], problems: list[Problem]) -> list[ModelInfo]:

@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iopaint_core.catalog import ScanReport, find_model, scan
-from iopaint_core.errors import IOPaintError, ModelLoadError, WeightsError, did_you_mean
+from iopaint_core.catalog import ScanReport, find_model, scan, with_required
+from iopaint_core.errors import (
+    IOPaintError,
+    ModelLoadError,
+    UnavailableModelError,
+    WeightsError,
+    did_you_mean,
+)
 from iopaint_core.options import option_names
 from iopaint_core.plugins import PluginManager
-from iopaint_core.schema import DTYPES, Task, describe, format_bytes
+from iopaint_core.schema import DTYPES, describe, format_bytes
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -60,30 +66,88 @@ def list_models(plugins_dir: Path | None, only: str | None, commercial: bool, as
     """List the models that can be run."""
     report = _scan(plugins_dir)
     store = _store()
-    here = {info: not store.missing(info) for info in report.models}
-    columns = ("name", "task", "type", "plugin_name", "distribution", "license", "downloaded", "unavailable")
-    rows = [
-        (
-            info.name,
-            info.task.value,
-            info.type.value,
-            info.plugin_name,
-            info.distribution,
-            info.license,
-            here[info],
-            info.unavailable,
-        )
+    here = {info: not _missing(store, info, report) for info in report.models}
+    chosen = [
+        info
         for info in report.models
         if (info.commercial or not commercial) and (only is None or here[info] == (only == "downloaded"))
     ]
     if as_json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        _print_json([_described(info, here[info]) for info in chosen])
     else:
-        _print_table(
-            columns, [(*row[:5], row[5] or "unknown", "yes" if row[6] else "no", row[7] or "-") for row in rows]
-        )
+        columns = ("name", "task", "type", "plugin_name", "distribution", "license", "downloaded", "unavailable")
+        rows = [
+            (
+                *(info.name, info.task, info.type.value, info.plugin_name, info.distribution),
+                *(info.license or "unknown", "yes" if here[info] else "no", info.unavailable or "-"),
+            )
+            for info in chosen
+        ]
+        _print_table(columns, rows)
     if report.problems:
         click.echo(f"Problems with plugins: {len(report.problems)}. `iopaint-core plugins` shows them.", err=True)
+
+
+def _described(info: ModelInfo, downloaded: bool) -> dict[str, object]:
+    """Return all that a model says of itself, as JSON holds it."""
+    return {
+        "name": info.name,
+        "title": info.title,
+        "description": info.description,
+        "homepage": info.homepage,
+        "task": info.task.name,
+        "takes_mask": info.task.takes_mask,
+        "gives": list(info.task.gives),
+        "type": info.type.value,
+        "plugin_name": info.plugin_name,
+        "distribution": info.distribution,
+        "license": info.license,
+        "commercial": info.commercial,
+        "requires": list(info.requires),
+        "weights": [{"filename": file.filename, "source": file.source, "size": file.size} for file in info.weights],
+        "path": None if info.path is None else str(info.path),
+        "parameters": list(info.parameters.names()),
+        "load_options": list(option_names(info.load_options)),
+        "downloaded": downloaded,
+        "unavailable": info.unavailable,
+    }
+
+
+def _missing(store: WeightStore, info: ModelInfo, report: ScanReport) -> bool:
+    """Whether files that a model, or one that it requires, needs are not here."""
+    try:
+        return any(
+            store.missing(each) for each in with_required(info, lambda name: find_model(name, report.models))
+        )
+    except UnavailableModelError:
+        return True
+
+
+@main.command("describe")
+@click.argument("model")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document, with the JSON Schema of parameters."
+)
+@click.pass_obj
+def describe_model(plugins_dir: Path | None, model: str, as_json: bool) -> None:
+    """Show all that a model says of itself: what it does, takes, gives, needs, and may be used for."""
+    report = _scan(plugins_dir)
+    with _usage_errors():
+        info = find_model(model, report.models)
+        described = _described(info, not _missing(_store(), info, report))
+        if as_json:
+            _print_json({**described, "parameters": info.parameters.json_schema()})
+            return
+    described["weights"] = [
+        f"{file.filename} ({'size unknown' if file.size is None else format_bytes(file.size)}) from {file.source}"
+        for file in info.weights
+    ]
+    own = [name for name in info.parameters.names() if name not in info.parameters.framework_names()]
+    described["parameters"] = [*own, f"and those of every such model: `iopaint-core parameters {model}`"]
+    for name, value in described.items():
+        words = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+        shown = ", ".join(map(str, words)) if isinstance(words, list) else words
+        click.echo(f"{name.replace('_', ' ')}: {shown or '-'}")
 
 
 @main.command("plugins")
@@ -186,7 +250,12 @@ def _options(field: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mappin
 
 
 @main.command()
-@click.option("--model", default="cv2", help="Name of the model, as `list` shows it, or plugin:name.")
+@click.option("--model", help="Name of the model, as `list` shows it, or plugin:name.  [default: cv2]")
+@click.option(
+    "--chain",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='Run the models of a JSON file one after the other: ["finder", {"model": "cv2", "parameters": {}}].',
+)
 @click.option("--image", type=_EXISTING, required=True, help="Picture, or folder of pictures.")
 @click.option(
     "--mask", type=_EXISTING, help="White where to repaint: one for all, or a folder with the same stems."
@@ -207,6 +276,7 @@ def _options(field: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mappin
 @click.option("--recursive", is_flag=True, help="Look into the folder's folders too.")
 @click.option("--overwrite", is_flag=True, help="Replace what exists; without it, finished pictures are skipped.")
 @click.option("--concat", is_flag=True, help="Write picture, mask and result side by side.")
+@click.option("--json", "as_json", is_flag=True, help="Print files, scores, labels and more as one JSON document.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, help="Quality of JPEG and WebP.")
 @click.option(
     "--max-megapixels",
@@ -237,7 +307,8 @@ def _options(field: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mappin
 @click.pass_obj
 def run(
     plugins_dir: Path | None,
-    model: str,
+    model: str | None,
+    chain: Path | None,
     image: Path,
     mask: Path | None,
     output: Path,
@@ -246,6 +317,7 @@ def run(
     recursive: bool,
     overwrite: bool,
     concat: bool,
+    as_json: bool,
     quality: int,
     max_megapixels: float,
     device: str,
@@ -255,15 +327,17 @@ def run(
     offline: bool,
     load_options: tuple[str, ...],
 ) -> None:
-    """Run a model on a picture or a folder of pictures.
+    """Run a model, or a chain of them, on a picture or a folder of pictures.
 
-    Results keep the names and formats of the pictures when --output is a folder.
+    Results keep the names and formats of the pictures when --output is a folder. Beside an image come the masks and
+    maps that were found: NAME.mask.png, NAME.0.mask.png, NAME.depth.png or .npy.
     """
     from dataclasses import replace
 
     import PIL.Image
 
     from iopaint_core import batch
+    from iopaint_core.chain import read_chain
     from iopaint_core.manager import ModelManager
     from iopaint_core.settings import default_context
 
@@ -274,35 +348,51 @@ def run(
         context = replace(context, cache=model_dir or context.cache, offline=offline or context.offline)
         plugins = _plugins(plugins_dir)
         store = _store(context, trust=trust)
-        info = find_model(model, scan(plugins).models) if weights or load_options else None
-        manager = ModelManager(
+        if chain and (model or config or given or weights or load_options):
+            raise click.UsageError(
+                "--chain names models and their parameters itself: leave out --model, --config, -p, "
+                "--weights and -o."
+            )
+        name = model or "cv2"
+        info = find_model(name, scan(plugins).models) if weights or load_options else None
+        with ModelManager(
             plugins,
             context=context,
             store=store,
             weights=_given_weights(weights, info) if info else None,
             options={info.plugin_name: _given_options(load_options, info)} if info else None,
-        )
-        options = batch.Options(
-            parameters=_merged(
-                manager.find(model).parameters, config.read_bytes() if config else None, given, model
-            ),
-            overwrite=overwrite,
-            concat=concat,
-            quality=quality,
-            max_pixels=round(max_megapixels * 1_000_000),
-        )
-        counts = Counter(
-            _report(outcome) for outcome in _with_progress(batch.run(manager, model, jobs, options), jobs)
-        )
+        ) as manager:
+            parameters = config.read_bytes() if config else None
+            options = batch.Options(
+                parameters=_merged(manager.find(name).parameters, parameters, given, name) if given else parameters,
+                overwrite=overwrite,
+                concat=concat,
+                quality=quality,
+                max_pixels=round(max_megapixels * 1_000_000),
+            )
+            steps = read_chain(chain.read_bytes()) if chain else name
+            outcomes = [*_with_progress(batch.run(manager, steps, jobs, options), jobs)]
+    counts = Counter(outcome.status.value for outcome in outcomes)
+    if as_json:
+        _print_json([_outcome(outcome) for outcome in outcomes])
     click.echo(", ".join(f"{counts[status]} {status}" for status in counts), err=True)
     if counts[batch.Status.FAILED.value]:
         sys.exit(1)
 
 
+def _outcome(outcome: Outcome) -> dict[str, object]:
+    """Return what became of a picture, as JSON holds it."""
+    return {
+        "image": str(outcome.job.image),
+        "status": outcome.status.value,
+        "files": [str(path) for path in outcome.files],
+        "error": str(outcome.error) if outcome.error else None,
+        **outcome.result,
+    }
+
+
 def _merged(cls: type[Parameters], config: bytes | None, given: Sequence[str], model: str) -> ParametersLike:
     """Return the parameters of `--config` with those of `-p` over them. Raises `RequestError`."""
-    if not given:
-        return config
     schema, values = cls.json_schema(), {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -400,7 +490,7 @@ def pool(
 @main.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
 @click.option("--all", "everything", is_flag=True, help="Every model.")
-@click.option("--task", type=click.Choice([task.value for task in Task]), help="With --all: only those of a task.")
+@click.option("--task", help="With --all: only those of a task, as `list` shows it.")
 @click.pass_obj
 def download(plugins_dir: Path | None, models: tuple[str, ...], everything: bool, task: str | None) -> None:
     """Fetch what models need, as far as it is not here; a download that was cut goes on where it ended."""
@@ -408,7 +498,17 @@ def download(plugins_dir: Path | None, models: tuple[str, ...], everything: bool
     if bool(models) == everything:
         raise click.UsageError("Name models, or say --all.")
     with _usage_errors():
-        chosen = [info for info in _named(report, models, everything) if task is None or info.task.value == task]
+        tasks = sorted({info.task.name for info in report.models})
+        if task is not None and task not in tasks:
+            raise click.UsageError(
+                f"No model's task is {task!r}{did_you_mean(task, tasks)}. Tasks: {', '.join(tasks)}."
+            )
+        named = [info for info in _named(report, models, everything) if task is None or info.task.name == task]
+        chosen = {
+            each.full_name: each
+            for info in named
+            for each in with_required(info, lambda name: find_model(name, report.models))
+        }.values()
         store, failed = _store(), False
         for info in chosen:
             try:
@@ -637,23 +737,23 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _with_progress(outcomes: Iterator[Outcome], jobs: Sequence[object]) -> Iterator[Outcome]:
-    """The outcomes, with a progress bar on a terminal."""
+    """The outcomes, each reported, with a progress bar on a terminal."""
     bar = click.progressbar(outcomes, length=len(jobs), file=sys.stderr, hidden=not sys.stderr.isatty())
     with bar as shown:
-        yield from shown
+        for outcome in shown:
+            _report(outcome)
+            yield outcome
 
 
-def _report(outcome: Outcome) -> str:
-    """Tell what the user should know of an outcome, and return its status."""
-    status, job = outcome.status.value, outcome.job
-    reasons = {"unchanged": "its mask is empty", "skipped": "the result exists; --overwrite replaces it"}
-    line = f"Error: {outcome.error}" if outcome.error else f"{job.output} {status}: {reasons.get(status)}"
-    if outcome.error or status in reasons:
+def _report(outcome: Outcome) -> None:
+    """Tell what the user should know of an outcome."""
+    job = outcome.job
+    line = f"Error: {outcome.error}" if outcome.error else f"{job.output} {outcome.status.value}: {outcome.reason}"
+    if outcome.error or outcome.reason:
         over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
         click.echo(over_the_bar + line, err=True)
     if outcome.error:
         logging.getLogger(__name__).info("%s failed", job.image, exc_info=outcome.error)
-    return status
 
 
 def _print_json(document: object) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     Image = NDArray[np.uint8]
     Mask = NDArray[np.uint8]
+    Masks = NDArray[np.uint8]
+    Map = NDArray[np.generic]
 
 
 class Box(parameters.Box):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-from iopaint_core.catalog import ScanReport, find_model, scan
+from iopaint_core.catalog import ScanReport, find_model, scan, with_required
+from iopaint_core.chain import run_chain
 from iopaint_core.entries import Component, device_name
 from iopaint_core.errors import (
+    InputError,
     ModelLoadError,
     ModelNameError,
     PluginError,
@@ -23,27 +26,33 @@ from iopaint_core.errors import (
 )
 from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
+from iopaint_core.host_models import HostModels
 from iopaint_core.identity import IdentityIndex
-from iopaint_core.models import SHAPES, ImageModel, InpaintModel, MaskModel, Model
+from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, model_class
 from iopaint_core.options import NO_OPTIONS, LoadOptions
 from iopaint_core.parameters import Parameters
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
+from iopaint_core.progress import call_progress
+from iopaint_core.schema import Task, format_bytes
+from iopaint_core.session import Session
 from iopaint_core.settings import OPTIONS_FILE, OptionSources, default_context
 from iopaint_core.torch_process import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.turns import DeviceSlots, Turn
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from types import TracebackType
 
+    from iopaint_core.chain import Step
     from iopaint_core.entries import Share, SharedComponents
     from iopaint_core.imaging import Image, Mask
-    from iopaint_core.models import Preview, Progress
+    from iopaint_core.models import Preview
     from iopaint_core.parameters import ParametersLike
-    from iopaint_core.schema import LoadContext, ModelInfo
+    from iopaint_core.progress import Progress
+    from iopaint_core.schema import LoadContext, ModelInfo, Result
 
-M = TypeVar("M", bound=Model)
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
@@ -98,12 +107,27 @@ class ModelManager:
         self._discovers = plugins is None
         self._models: tuple[ModelInfo, ...] = ()
         self._found: dict[str, ModelInfo] = {}
+        self._usable: set[str] = set()
+        """Full names of models that can be used, and those that they require, too."""
+        self._fitting: set[ModelKey] = set()
+        """Models of which it is known that they fit the budget of their device."""
         cached = self.context.cache != Path()
         self._index = IdentityIndex(self.context.cache / "digests.sqlite" if cached else None)
         self._kept: tuple[ModelKey, Lease[Model]] | None = None
         self._concurrency = concurrency or ((os.cpu_count() or 1) if self.context.device == "cpu" else 1)
         self._renew()
         renew_after_fork(self)
+
+    def __enter__(self) -> ModelManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop what was loaded."""
 
     def _renew(self) -> None:
         self._switching = threading.Lock()
@@ -114,7 +138,7 @@ class ModelManager:
         if self._discovers:
             self.plugins.discover()
         report = scan(self.plugins)
-        self._models, self._found = report.models, {}
+        self._models, self._found, self._usable = report.models, {}, set()
         unused = self._options.unused(report.plugins)
         for problem in unused:
             _logger.warning("%s", problem)
@@ -201,7 +225,39 @@ class ModelManager:
 
         Raises `ModelNameError`, `OptionsError`, `ModelLoadError`, of which `MissingWeightsError`.
         """
-        return forecast({name: self._components_of(self.find(name)) for name in names})
+        infos = {each.full_name: each for name in names for each in self.with_required(self.find(name))}
+        given = {self.find(name).full_name: name for name in names}
+        return forecast(
+            {given.get(name, each.name): self._components_of(self._key(name)) for name, each in infos.items()}
+        )
+
+    def run(
+        self,
+        name: str,
+        image: Image,
+        *,
+        mask: Mask | None = None,
+        parameters: ParametersLike = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """Run any model, whatever its task, and return all that it gives.
+
+        `image` is RGB `uint8` `(H, W, 3)`. A `mask`, `uint8` `(H, W)`, is what an inpainting model repaints, and
+        what a model that finds masks is to refine. `progress(step, total)` is told how far the work is, with one
+        total and steps that never fall; `preview` is shown the image so far, by models that can. What they raise
+        cancels.
+
+        Raises `ModelNameError`, `RequestError` and `InputError` before anything is loaded wherever that can be
+        known, then what `load` raises, `ModelError`, and whatever the model or a callback raises.
+        """
+        parsed = self.check(name, parameters, masked=mask is not None)
+        with (lease := self.load(name, variant=parsed.variant)):
+            return self.call(
+                lease,
+                lambda model: model.run(image, mask=mask, parameters=parsed, preview=preview),
+                progress=progress,
+            )
 
     def inpaint(
         self,
@@ -214,12 +270,9 @@ class ModelManager:
         preview: Preview | None = None,
     ) -> Image:
         """Repaint what a mask covers; see `InpaintModel`."""
-        return self._run(
-            name,
-            InpaintModel,
-            parameters,
-            lambda model, parsed: model(image, mask, parsed, progress=progress, preview=preview),
-        )
+        self.check_kind(name, InpaintModel, "image")
+        result = self.run(name, image, mask=mask, parameters=parameters, progress=progress, preview=preview)
+        return cast("Image", result.image)
 
     def process(
         self,
@@ -229,63 +282,145 @@ class ModelManager:
         *,
         progress: Progress | None = None,
     ) -> Image:
-        """Make a picture from a picture; see `ImageModel`."""
-        return self._run(
-            name, ImageModel, parameters, lambda model, parsed: model(image, parsed, progress=progress)
-        )
+        """Make an image from an image; see `ImageModel`."""
+        self.check_kind(name, ImageModel, "image")
+        return cast("Image", self.run(name, image, parameters=parameters, progress=progress).image)
 
     def segment(
         self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
-        """Find a mask in a picture; see `MaskModel`."""
-        return self._run(name, MaskModel, parameters, lambda model, parsed: model(image, parsed, progress=progress))
+        """Find a mask in an image: `Result.mask` of what a `MaskModel` gives."""
+        self.check_kind(name, MaskModel, "masks")
+        return cast("Mask", self.run(name, image, parameters=parameters, progress=progress).mask)
 
-    def parse(self, name: str, kind: type[Model], parameters: ParametersLike = None) -> Parameters:
-        """Check what a model, of the kind that its task says, is to be called with; nothing is loaded.
+    def chain(
+        self,
+        image: Image,
+        steps: Sequence[Step],
+        *,
+        mask: Mask | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """Run models one after the other: each gets the image that the one before gave, and the mask found last.
+
+        Every step is checked before the first one is loaded: its name, parameters, what it takes and the room that
+        it needs. A step that takes a mask where the steps before found nothing leaves the image as it is, which a
+        warning and `info` say. The result holds the last image, the masks found last, all maps, and each step's
+        `info` under `steps`. See `check_chain` for what it raises.
+        """
+        return run_chain(self, image, steps, mask=mask, progress=progress, preview=preview)
+
+    def session(self, name: str, image: Image) -> Session:
+        """Hold an image open for a model that finds masks: its calls compute once what all of them need.
+
+        The image is not copied, and is not to be written to. Raises `ModelNameError` for a model of another kind,
+        `InputError` for an image that is none; nothing is loaded before the first call.
+        """
+        self.check_kind(name, MaskModel, "masks")
+        self._check_usable(self.find(name))
+        return Session(self, name, image)
+
+    def parse(self, name: str, parameters: ParametersLike = None) -> Parameters:
+        """Check what a model is to be called with; nothing is loaded.
 
         Raises `ModelNameError`, `RequestError`, `PluginError` for a class of parameters that is none.
         """
-        info = self.find(name)
-        if SHAPES[info.task] is not kind:
-            raise ModelNameError(
-                f"{name} is no {kind.__name__}: its task is {info.task.value}",
-                "Call an InpaintModel by inpaint, an ImageModel by process, a MaskModel by segment; a plugin "
-                f"announces {kind.__name__}s with {_tasks_of(kind)}",
-            )
-        return info.parameters.parse(parameters)
+        return self.find(name).parameters.parse(parameters)
 
-    def call(self, lease: Lease[Model], kind: type[M], run: Callable[[M], T]) -> T:
+    def check(self, name: str, parameters: ParametersLike = None, *, masked: bool) -> Parameters:
+        """Check what a model is to be run with, and whether it takes a mask; nothing is loaded.
+
+        Raises what `parse` raises, and `InputError`.
+        """
+        task, parsed = self.find(name).task, self.parse(name, parameters)
+        if task.takes_mask and not masked and getattr(parsed, "mask_input", None) is None:
+            raise InputError(f"{name} takes a mask, and none was given: its task is {task}", "Pass one")
+        if masked and model_class(task) is ImageModel:
+            raise InputError(f"{name} takes no mask, and one was given: its task is {task}", "Leave it out")
+        return parsed
+
+    def check_kind(self, name: str, kind: type[Model], gives: str) -> None:
+        """Raise `ModelNameError` unless a model is of that kind, and its task says that it gives that."""
+        task = self.find(name).task
+        if model_class(task) is not kind:
+            raise ModelNameError(
+                f"{name} is no {kind.__name__}: its task is {task}",
+                "Call `run`, which runs any model; or an InpaintModel by inpaint, an ImageModel by process, a "
+                f"MaskModel by segment. A plugin announces {kind.__name__}s with {_tasks_of(kind)}",
+            )
+        if gives not in task.gives:
+            raise ModelNameError(
+                f"{name} gives {' and '.join(task.gives)}, no {gives}: its task is {task}",
+                "Call `run`, which returns all that it gives",
+            )
+
+    def check_room(self, name: str, *, variant: Hashable | None = None) -> None:
+        """Raise what would keep a model from being loaded, as far as that can be known; its weights are fetched.
+
+        Raises `UnavailableModelError`, `WeightsError`, `PoolFullError` for a model that is larger than the budget
+        of its device, `ModelLoadError`.
+        """
+        key = self._key(name, None, variant)
+        if self.pool.get_shared_components(key) is not None:
+            return
+        if key.info.weights or key.weights:
+            self.store.get(key.info, dict(key.weights))
+        budget = self.pool.budget(key.device)
+        if budget is not None and key not in self._fitting:
+            needed = forecast({name: self._components_of(key)}).together.get(key.device, 0)
+            if needed > budget:
+                raise PoolFullError(
+                    f"{name} needs {format_bytes(needed)} on {key.device}, and the whole budget is "
+                    f"{format_bytes(budget)}",
+                    f"Raise the budget of {key.device}, or load with a smaller dtype",
+                )
+            self._fitting.add(key)
+
+    def call(self, lease: Lease[Model], run: Callable[[Model], T], *, progress: Progress | None = None) -> T:
         """Run something with a leased model, in its turn; once more without idle models where memory ran out."""
-        with self._turn(lease):
-            model = lease.model
-            assert isinstance(model, kind), "_load sees to it"
+        model = lease.model
+        with self._turn(lease, model) as turn, call_progress(progress, is_call=True):
+            turn.context = contextvars.copy_context()
             try:
-                return run(model)
+                result = run(model)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 _logger.warning("%s ran out of memory; trying again without what is idle", lease.key)
+            else:
+                self.pool.recharge(lease)
+                return result
             self.pool.trim(self.context.device)
             return run(model)
 
-    def _run(
-        self, name: str, kind: type[M], parameters: ParametersLike, run: Callable[[M, Parameters], Image]
-    ) -> Image:
-        parsed = self.parse(name, kind, parameters)
-        lease = self.load(name, variant=parsed.variant)
-        with lease:
-            return self.call(lease, kind, lambda model: run(model, parsed))
-
-    def _turn(self, lease: Lease[Model]) -> Turn:
+    def _turn(self, lease: Lease[Model], model: Model) -> Turn:
         """Wait until a model may be called; within another's call, that one's slot serves both."""
-        return Turn(lease.key, lease.locks, self._slots)
+        locks = lease.locks
+        locks[0].limit = model.concurrency
+        if model.host_models is not None:
+            model.host_models.calls = locks[0]
+        return Turn(lease.key, locks, self._slots if model.device_bound else None)
+
+    def _check_usable(self, info: ModelInfo) -> None:
+        """Raise `UnavailableModelError` for a model that can't be used, or that requires one that can't be."""
+        if info.full_name in self._usable:
+            return
+        for each in self.with_required(info):
+            if each.unavailable:
+                through = "" if each == info else f", which {info.name} requires,"
+                raise UnavailableModelError(f"{each.name}{through} can't be used yet: {each.unavailable}")
+        self._usable.add(info.full_name)
+
+    def with_required(self, info: ModelInfo) -> list[ModelInfo]:
+        """Return a model and those that it requires. Raises `UnavailableModelError` if one is missing."""
+        return with_required(info, self.find)
 
     def _key(
         self, name: str, weights: Mapping[str, Path] | None = None, variant: Hashable | None = None
     ) -> ModelKey:
         info = self.find(name)
-        if info.unavailable:
-            raise UnavailableModelError(f"{info.name} can't be used yet: {info.unavailable}")
+        self._check_usable(info)
         if variant is not None and info.parameters.variant is Parameters.variant:
             raise RequestError(f"{info.name} has no variants, and {variant!r} is asked for", "Leave it out")
         try:
@@ -320,9 +455,8 @@ class ModelManager:
             wait_for_room=wait_for_room,
         )
 
-    def _components_of(self, info: ModelInfo) -> Mapping[str, Component[Any]]:
-        key = self._key(info.qualified_name)
-        self.store.get(info, dict(key.weights), fetch=False)
+    def _components_of(self, key: ModelKey) -> Mapping[str, Component[Any]]:
+        self.store.get(key.info, dict(key.weights), fetch=False)
 
         def stop(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
             raise _AskedError(components)
@@ -349,8 +483,11 @@ class ModelManager:
                 )
             return files[name]
 
+        models = HostModels(self, info.qualified_name)
         context = replace(
             self.context,
+            models=models,
+            data_dir=self.store.root / "plugins" / info.distribution / info.plugin_name,
             share=share,
             index=self._index,
             weights=path_of,
@@ -364,14 +501,20 @@ class ModelManager:
             if is_out_of_memory(error.__cause__):
                 raise MemoryError(str(error.__cause__)) from error
             raise
-        shape = SHAPES[info.task]
-        if not isinstance(model, shape):
+        expected = model_class(info.task)
+        if not isinstance(model, expected):
             tasks = _tasks_of(type(model))
-            contract = f"it is announced with {tasks}" if tasks else f"its loader returns an {shape.__name__}"
+            contract = f"it is announced with {tasks}" if tasks else f"its loader returns an {expected.__name__}"
             raise ModelLoadError(
                 f"{info.qualified_name} could not be loaded: its plugin returned {type(model).__name__}, no "
-                f"{shape.__name__} as its task ({info.task.value}) says",
+                f"{expected.__name__} as its task ({info.task}) says",
                 f"Report it to the author of {info.distribution}: it works once {contract}",
+            )
+        if not isinstance(model.concurrency, int) or model.concurrency < 1:
+            raise ModelLoadError(
+                f"{info.qualified_name} could not be loaded: its concurrency is {model.concurrency!r}, expected "
+                "the number of calls that may run at once",
+                f"Report it to the author of {info.distribution}: 1 is the default",
             )
         if _made.get(id(model)) is model:
             raise ModelLoadError(
@@ -379,13 +522,17 @@ class ModelManager:
                 f"Report it to the author of {info.distribution}: each load makes a model, and the pool keeps it",
             )
         _made[id(model)] = model
-        model.parameters_class = info.parameters
+        model.info, model.parameters_class, model.task = info, info.parameters, info.task
+        model.host_models = models
         return model
 
 
 def _tasks_of(kind: type) -> str:
     """The tasks with which models of that class are announced, as a plugin writes them; empty if it is no model."""
-    return " or ".join(f"task=Task.{task.name}" for task, shape in SHAPES.items() if issubclass(kind, shape))
+    predefined = ("INPAINT", "RESTORE", "MATTING", "SEGMENT")
+    return " or ".join(
+        f"task=Task.{name}" for name in predefined if issubclass(kind, model_class(getattr(Task, name)))
+    )
 
 
 def _empty(model: Model) -> None:

@@ -1,29 +1,38 @@
-"""What a loaded model is: three shapes, each a callable that checks what goes in and what comes out.
+"""What a loaded model is: three kinds, each a callable that checks what goes in and what comes out.
 
-A plugin subclasses one of them and writes `forward`. Images are RGB `uint8` arrays `(H, W, 3)`, masks `uint8`
-`(H, W)`, 255 where to repaint. The arrays that `forward` receives are its own: it may write to them.
+A plugin subclasses one of them and writes `forward`, which returns an array, or a `Result`. Images are RGB `uint8`
+arrays `(H, W, 3)`, masks `uint8` `(H, W)`, 255 where to repaint. The arrays that `forward` receives are its own: it
+may write to them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from iopaint_core import imaging
 from iopaint_core.errors import InputError, ModelOutputError
 from iopaint_core.parameters import HDStrategy, ImageParameters, InpaintParameters, MaskParameters, Parameters
-from iopaint_core.schema import Task
+from iopaint_core.progress import Progress, call_progress, nested_part
+from iopaint_core.schema import Result, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import TypeVar as DefaultTypeVar
 
-    from iopaint_core.imaging import Image, Mask
+    from iopaint_core.chain import Step
+    from iopaint_core.host_models import HostModels
+    from iopaint_core.imaging import Image, Mask, Masks
     from iopaint_core.parameters import ParametersLike
+    from iopaint_core.schema import ModelInfo
+    from iopaint_core.session import Session
 
     InpaintT = DefaultTypeVar("InpaintT", bound=InpaintParameters, default=InpaintParameters)
     ImageT = DefaultTypeVar("ImageT", bound=ImageParameters, default=ImageParameters)
@@ -33,22 +42,11 @@ else:  # defaults are new in Python 3.13, and typing_extensions is nothing to im
 
 T = TypeVar("T")
 
-Progress = Callable[[int, int], None]
-"""Called with (step, total) while a model works; what it raises cancels the work."""
-
 Preview = Callable[["Image"], None]
 """Called with the picture as it would be if the work ended now; what it raises cancels the work."""
 
 _logger = logging.getLogger(__name__)
-_progress: contextvars.ContextVar[Progress | None] = contextvars.ContextVar("iopaint_progress", default=None)
 _preview: contextvars.ContextVar[Preview | None] = contextvars.ContextVar("iopaint_preview", default=None)
-
-
-def report_progress(step: int, total: int) -> None:
-    """Called inside `forward`: tell the host how far the work is. What the host raises cancels it."""
-    report = _progress.get()
-    if report is not None:
-        report(step, total)
 
 
 def wants_preview() -> bool:
@@ -66,22 +64,92 @@ def report_preview(image: Image) -> None:
         show(image)
 
 
+class Models(Protocol):
+    """The host's models, as a model may call them: `LoadContext.models`.
+
+    They are loaded in the host's pool, so that each is there once. A call within a call counts as a part of it: it
+    takes no slot of a device besides that one's, its progress is part of that one's, and what cancels that one
+    cancels it. See `ModelManager` for what each does and raises.
+    """
+
+    def run(
+        self,
+        name: str,
+        image: Image,
+        *,
+        mask: Mask | None = None,
+        parameters: ParametersLike = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """Run any model and return all that it gives."""
+        ...
+
+    def inpaint(self, name: str, image: Image, mask: Mask, parameters: ParametersLike = None) -> Image:
+        """Repaint what a mask covers."""
+        ...
+
+    def process(self, name: str, image: Image, parameters: ParametersLike = None) -> Image:
+        """Make an image from an image."""
+        ...
+
+    def segment(self, name: str, image: Image, parameters: ParametersLike = None) -> Mask:
+        """Find a mask in an image."""
+        ...
+
+    def chain(self, image: Image, steps: Sequence[Step], *, mask: Mask | None = None) -> Result:
+        """Run models one after the other."""
+        ...
+
+    def session(self, name: str, image: Image) -> Session:
+        """Hold an image open for a model that finds masks."""
+        ...
+
+
 class Model:
-    """What a plugin's loader returns, in one of three shapes."""
+    """What a plugin's loader returns, in one of three kinds."""
 
     nbytes: int = 0
-    """Bytes that it takes on its device besides the components that it shares; the pool charges them."""
+    """Bytes that it takes on its device besides the components that it shares; the pool charges them, and looks
+    again after each call."""
+    concurrency: int = 1
+    """Calls of it that may run at once."""
+    device_bound: bool = True
+    """False if its calls take no slot of the device: those of an HTTP client, for example."""
+    info: ModelInfo | None = None
+    """As it was announced; the manager sets it, and with it the two below."""
     parameters_class: type[Parameters]
-    """The class of what it takes; the manager sets what its `ModelInfo` announces."""
+    """The class of what it takes."""
+    task: Task
+    """What its results hold at least."""
+    host_models: HostModels | None = None
+    """The `LoadContext.models` that its loader got."""
+
+    def run(
+        self,
+        image: Image,
+        *,
+        mask: Mask | None = None,
+        parameters: ParametersLike = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """Check what goes in, run the model, check what comes out; the arrays given are not written to.
+
+        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward`, `progress` or `preview`
+        raises.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Called once, when the pool drops the model; override to free what the garbage collector does not."""
+        """Free what the garbage collector does not; called once, when the pool drops the model."""
 
 
 class InpaintModel(Model, ABC, Generic[InpaintT]):
     """Repaints what a mask covers. Everything around `forward` is done here, once for all models."""
 
     parameters_class: type[Parameters] = InpaintParameters
+    task = Task.INPAINT
     pad_multiple: int = 1
     """Both sides of what `forward` receives are multiples of this, in pixels."""
     min_size: int = 1
@@ -94,11 +162,12 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
     """`forward` receives whole pictures, made smaller by `parameters.sd_scale`; `hd_strategy` is not read."""
 
     @abstractmethod
-    def forward(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
+    def forward(self, image: Image, mask: Mask, parameters: InpaintT) -> Image | Result:
         """Repaint `image` where `mask` is 255; returns a `uint8` array of the image's shape.
 
         The mask holds 0 and 255 only and is not empty. What is returned outside it is not used, unless
-        `parameters.sd_keep_unmasked_area` is False.
+        `parameters.sd_keep_unmasked_area` is False. A `Result` may hold `info` beside that array; where a large
+        image is repainted in several parts, a later part's `info` goes over an earlier one's.
         """
 
     def __call__(
@@ -110,28 +179,47 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
         progress: Progress | None = None,
         preview: Preview | None = None,
     ) -> Image:
+        """Repaint what `mask` covers; the image of what `run` returns."""
+        result = self.run(image, mask=mask, parameters=parameters, progress=progress, preview=preview)
+        assert result.image is not None, "_checked sees to it"
+        return result.image
+
+    def run(
+        self,
+        image: Image,
+        *,
+        mask: Mask | None = None,
+        parameters: ParametersLike = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
         """Repaint what `mask` covers (above 127) and return a new RGB `uint8` array of the image's shape.
 
         Pixels outside the mask come back bit for bit, unless the parameters or `mask_blur` say otherwise. With
         `use_extender` the result is as large as the image and the extender's rectangle together.
-        `preview` is called with the picture so far, by models that can show it.
+        `preview` is called with the image so far, by models that can show it.
         Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward`, `progress` or `preview`
         raises.
         """
         parsed: InpaintT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
-        _check_image(image)
-        _check_mask(mask, image)
+        check_image(image)
+        if mask is None:
+            raise InputError(f"{_name(self)} takes a mask, and none was given", "Pass one: 255 where to repaint")
+        check_mask(mask, image)
         covered = imaging.binarize(mask)
         if mask.any() and not covered.any():
             _logger.warning("The mask covers nothing: its largest value is %d, and above 127 counts", mask.max())
-        with _bound(_progress, progress), _bound(_preview, preview):
+        info: dict[str, object] = {}
+        with call_progress(progress), _bound(_preview, preview):
             if parsed.use_croper:
-                return self._cropped(image, covered, parsed)
-            if parsed.use_extender:
-                return self._extended(image, covered, parsed)
-            return self._painted(image, covered, parsed)
+                painted = self._cropped(image, covered, parsed, info)
+            elif parsed.use_extender:
+                painted = self._extended(image, covered, parsed, info)
+            else:
+                painted = self._painted(image, covered, parsed, info)
+        return _checked(self, Result(image=painted, info=info), image)
 
-    def _extended(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
+    def _extended(self, image: Image, mask: Mask, parameters: InpaintT, info: dict[str, object]) -> Image:
         box = imaging.Box.at(
             parameters.extender_x, parameters.extender_y, parameters.extender_width, parameters.extender_height
         )
@@ -139,9 +227,9 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
         if framed is None:
             raise _outside("extender", box, image)
         with _showing(lambda part: imaging.compose(image, part, box)) as finish:
-            return finish(self._painted(*framed, parameters.for_outpainting()))
+            return finish(self._painted(*framed, parameters.for_outpainting(), info))
 
-    def _cropped(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
+    def _cropped(self, image: Image, mask: Mask, parameters: InpaintT, info: dict[str, object]) -> Image:
         asked = imaging.Box.at(
             parameters.croper_x, parameters.croper_y, parameters.croper_width, parameters.croper_height
         )
@@ -149,9 +237,9 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
         if box is None:
             raise _outside("croper", asked, image)
         with _showing(lambda part: imaging.compose(image, part, box)) as finish:
-            return finish(self._painted(image[box.slices], mask[box.slices], parameters))
+            return finish(self._painted(image[box.slices], mask[box.slices], parameters, info))
 
-    def _painted(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
+    def _painted(self, image: Image, mask: Mask, parameters: InpaintT, info: dict[str, object]) -> Image:
         """Repaint all that the mask covers, and nothing else."""
         if not mask.any():
             _logger.warning("The mask is empty, so the picture is returned unchanged")
@@ -163,29 +251,29 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
             return imaging.blend(result, image, mask, parameters.sd_mask_blur if self.mask_blur else 0)
 
         with _showing(composite) as finish:
-            return finish(self._repaint(image, mask, parameters))
+            return finish(self._repaint(image, mask, parameters, info))
 
-    def _repaint(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
+    def _repaint(self, image: Image, mask: Mask, parameters: InpaintT, info: dict[str, object]) -> Image:
         longer = max(mask.shape)
         strategy = HDStrategy.ORIGINAL if self.whole else parameters.hd_strategy
         if strategy is HDStrategy.CROP and longer > parameters.hd_strategy_crop_trigger_size:
             result = image.copy()
             boxes = imaging.crop_boxes(mask, parameters.hd_strategy_crop_margin)
             for part, box in enumerate(boxes):
-                with _reporting_part(part, len(boxes)), _showing(partial(_pasted, result, box)):
-                    result[box.slices] = self._forward_padded(image[box.slices], mask[box.slices], parameters)
+                with nested_part(part, len(boxes)), _showing(partial(_pasted, result, box)):
+                    result[box.slices] = self._forward_padded(image[box.slices], mask[box.slices], parameters, info)
             return result
         limit = parameters.hd_strategy_resize_limit if strategy is HDStrategy.RESIZE else longer
         if self.whole:
             limit = max(1, round(longer * parameters.sd_scale))
-        with _reporting_part(0, 1):
+        with nested_part(0, 1):
             if longer > limit:
                 small = imaging.shrink(image, mask, limit)
                 with _showing(lambda part: imaging.enlarge(part, *mask.shape)) as finish:
-                    return finish(self._forward_padded(*small, parameters))
-            return self._forward_padded(image, mask, parameters)
+                    return finish(self._forward_padded(*small, parameters, info))
+            return self._forward_padded(image, mask, parameters, info)
 
-    def _forward_padded(self, image: Image, mask: Mask, parameters: InpaintT) -> Image:
+    def _forward_padded(self, image: Image, mask: Mask, parameters: InpaintT, info: dict[str, object]) -> Image:
         height, width = mask.shape
         padded, padded_mask = (
             imaging.pad(array, multiple=self.pad_multiple, min_size=self.min_size, square=self.square)
@@ -194,58 +282,130 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
         shape = padded.shape
 
         def unpadded(result: Image) -> Image:
-            _check_output(self, result, [shape])
+            check_output(self, "an image", result, [shape])
             result = result[:height, :width]
             return imaging.match_histograms(result, image, mask == 0) if parameters.sd_match_histograms else result
 
         with _showing(unpadded) as finish:
-            return finish(self.forward(padded, padded_mask, parameters))
+            given = self.forward(padded, padded_mask, parameters)
+            if not isinstance(given, Result):
+                return finish(given)
+            if given.masks is not None or given.scores or given.labels or given.maps:
+                raise _output_error(
+                    self,
+                    "a Result with masks, scores, labels or maps",
+                    "an image, and info: that of an InpaintModel",
+                )
+            info.update(given.info)
+            return finish(given.image)  # type: ignore[arg-type] # None is refused there
 
 
 class ImageModel(Model, ABC, Generic[ImageT]):
-    """Makes a picture from a picture: upscales, restores, cuts out."""
+    """Makes something of an image: a better one, a cut-out, a depth map."""
 
     parameters_class: type[Parameters] = ImageParameters
+    task = Task.RESTORE
 
     @abstractmethod
-    def forward(self, image: Image, parameters: ImageT) -> Image:
-        """Return a `uint8` array `(H, W, 3)` in RGB or `(H, W, 4)` in RGBA, of any size."""
+    def forward(self, image: Image, parameters: ImageT) -> Image | Result:
+        """Return a `uint8` array `(H, W, 3)` in RGB or `(H, W, 4)` in RGBA, of any size; or a `Result`."""
 
     def __call__(
         self, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Image:
-        """Run the model; the image is not written to.
+        """Run the model; the image of what `run` returns. Raises `ModelOutputError` if there is none."""
+        result = self.run(image, parameters=parameters, progress=progress)
+        if result.image is None:
+            raise _output_error(self, "no image", "an image", "Call `run`, which returns all that it gives")
+        return result.image
 
-        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
-        """
+    def run(
+        self,
+        image: Image,
+        *,
+        mask: Mask | None = None,
+        parameters: ParametersLike = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """Run the model; see `Model.run`. It takes no mask."""
         parsed: ImageT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
-        _check_image(image)
-        with _bound(_progress, progress), _reporting_part(0, 1):
-            result = self.forward(image.copy(), parsed)
-        shape = getattr(result, "shape", ())
-        _check_output(self, result, [(*shape[:2], channels) for channels in (3, 4)])
-        return result
+        check_image(image)
+        if mask is not None:
+            raise InputError(f"{_name(self)} takes no mask, and one was given", "Leave it out")
+        with call_progress(progress), _bound(_preview, preview), nested_part(0, 1):
+            given = self.forward(image.copy(), parsed)
+        return _checked(self, given if isinstance(given, Result) else Result(image=given), image)
 
 
-class MaskModel(Model, ABC, Generic[MaskT]):
-    """Finds a mask in a picture, with or without clicks."""
+class MaskModel(Model, Generic[MaskT]):
+    """Finds masks in an image, with or without clicks.
+
+    A subclass writes `forward`; or `encode` and `decode`, so that an image that is held open by a session is
+    encoded once.
+    """
 
     parameters_class: type[Parameters] = MaskParameters
+    task = Task.SEGMENT
 
-    @abstractmethod
-    def forward(self, image: Image, parameters: MaskT) -> Mask:
-        """Return a `uint8` array `(H, W)`, 255 where the subject is."""
+    def forward(self, image: Image, parameters: MaskT) -> Mask | Masks | Result:
+        """Return `uint8` masks `(H, W)` or `(N, H, W)`, 255 where a subject is; or a `Result`."""
+        return self.decode(self.encode(image), parameters)
+
+    def encode(self, image: Image) -> Any:  # noqa: ANN401 - each model's own
+        """Compute what `decode` needs of an image, once for all calls that follow; the image is not to be kept.
+
+        The pool charges what is returned by the bytes of the arrays and tensors in it, or by its `nbytes`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither `forward`, nor `encode` and `decode`")
+
+    def decode(self, state: Any, parameters: MaskT) -> Mask | Masks | Result:  # noqa: ANN401 - each model's own
+        """Return masks, as `forward` does, from what `encode` returned, which is not to be written to."""
+        raise NotImplementedError(f"{type(self).__name__} has an `encode`, and no `decode`")
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it computes something of an image once."""
+        return type(self).encode is not MaskModel.encode
 
     def __call__(
         self, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
-        """Run the model; the image is not written to.
+        """Run the model; the mask of what `run` returns. Raises `ModelOutputError` if there is none."""
+        result = self.run(image, parameters=parameters, progress=progress)
+        if result.mask is None:
+            raise _output_error(self, "no mask", "masks", "Call `run`, which returns all that it gives")
+        return result.mask
 
-        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward` or `progress` raises.
-        """
+    def run(
+        self,
+        image: Image,
+        *,
+        mask: Mask | None = None,
+        parameters: ParametersLike = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        """Run the model; see `Model.run`. A `mask` is `parameters.mask_input`."""
+        check_image(image)
+        parsed = self.parse(image, mask, parameters)
+        with call_progress(progress), _bound(_preview, preview), nested_part(0, 1):
+            given = self.forward(image.copy(), parsed)
+        return self.checked(given, image)
+
+    def parse(self, image: Image, mask: Mask | None, parameters: ParametersLike) -> MaskT:
+        """Check what the model is to be called with. Raises `InputError`, `RequestError`."""
         parsed: MaskT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
-        _check_image(image)
         height, width = image.shape[:2]
+        if mask is not None:
+            check_mask(mask, image)
+            if parsed.mask_input is not None:
+                raise InputError(f"{_name(self)} was given a mask and a mask_input", "Give one of them")
+            parsed = dataclasses.replace(parsed, mask_input=mask)
+        elif parsed.mask_input is not None:
+            check_mask(parsed.mask_input, image, "mask_input")
+        elif self.task.takes_mask:
+            raise InputError(f"{_name(self)} takes a mask, and none was given", "Pass one")
         for click in parsed.clicks:
             if click.x >= width or click.y >= height:
                 raise InputError(f"{click} is outside the image of {width} x {height}", "Click inside the image")
@@ -255,20 +415,23 @@ class MaskModel(Model, ABC, Generic[MaskT]):
                     f"{box} is empty, or not within the image of {width} x {height}",
                     "Give left < right and top < bottom, inside the image",
                 )
-        parsed.check_mask(height, width)
-        with _bound(_progress, progress), _reporting_part(0, 1):
-            result = self.forward(image.copy(), parsed)
-        _check_output(self, result, [(height, width)])
-        return result
+        return parsed
+
+    def checked(self, given: Mask | Masks | Result, image: Image) -> Result:
+        """Return what `forward` or `decode` gave as a result. Raises `ModelOutputError`."""
+        return _checked(self, given if isinstance(given, Result) else Result(masks=given), image)
 
 
-SHAPES: dict[Task, type[InpaintModel] | type[ImageModel] | type[MaskModel]] = {
-    Task.INPAINT: InpaintModel,
-    Task.RESTORE: ImageModel,
-    Task.MATTING: ImageModel,
-    Task.SEGMENT: MaskModel,
+MODEL_CLASSES: dict[type[Parameters], type[InpaintModel] | type[ImageModel] | type[MaskModel]] = {
+    InpaintParameters: InpaintModel,
+    ImageParameters: ImageModel,
+    MaskParameters: MaskModel,
 }
-"""What a model of each task is, so that a host knows before it loads one."""
+
+
+def model_class(task: Task) -> type[InpaintModel] | type[ImageModel] | type[MaskModel]:
+    """Return the class of the models of a task, so that a host knows it before it loads one."""
+    return MODEL_CLASSES[task.parameters_class]
 
 
 @contextlib.contextmanager
@@ -297,19 +460,8 @@ def _pasted(whole: Image, box: imaging.Box, part: Image) -> Image:
     return whole
 
 
-@contextlib.contextmanager
-def _reporting_part(part: int, parts: int) -> Iterator[None]:
-    """Report the steps of one part of the work as steps of the whole."""
-    report = _progress.get()
-    if report is None:
-        yield
-        return
-    with _bound(_progress, lambda step, total: report(part * total + step, parts * total)):
-        yield
-        report_progress(1, 1)
-
-
-def _check_image(image: Image) -> None:
+def check_image(image: Image) -> None:
+    """Raise `InputError` unless it is an image: RGB, `uint8`, `(H, W, 3)`."""
     import numpy as np
 
     found = _describe(image)
@@ -319,16 +471,19 @@ def _check_image(image: Image) -> None:
         raise InputError(f"The image is {found}: it has no pixels", "Pass at least one pixel")
 
 
-def _check_mask(mask: Mask, image: Image) -> None:
+def check_mask(mask: Mask, image: Image, name: str = "mask") -> None:
+    """Raise `InputError` unless it is a mask that is as large as the image."""
     import numpy as np
 
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
         raise InputError(
-            f"The mask is {_describe(mask)}", "Pass a uint8 array of shape (H, W), 255 where to repaint"
+            f"The {name} is {_describe(mask)}", "Pass a uint8 array of shape (H, W), 255 where to repaint"
         )
     if mask.shape != image.shape[:2]:
         sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (image, mask)]
-        raise InputError(f"The image is {sizes[0]} and the mask {sizes[1]}", "Make the mask as large as the image")
+        raise InputError(
+            f"The image is {sizes[0]} and the {name} {sizes[1]}", f"Make the {name} as large as the image"
+        )
 
 
 def _outside(tool: str, box: imaging.Box, image: Image) -> InputError:
@@ -340,15 +495,69 @@ def _outside(tool: str, box: imaging.Box, image: Image) -> InputError:
     )
 
 
-def _check_output(model: Model, result: object, shapes: list[tuple[int, ...]]) -> None:
+def _checked(model: Model, result: Result, image: Image) -> Result:
+    """Return a result that holds what the model's task says, with masks as one array `(N, H, W)`.
+
+    Raises `ModelOutputError`.
+    """
     import numpy as np
 
-    if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape not in shapes:
-        wanted = " or ".join(map(str, shapes))
-        raise ModelOutputError(
-            f"{type(model).__name__}.forward returned {_describe(result)}, not a uint8 array of shape {wanted}",
-            "Report it to the author of the plugin",
+    height, width = image.shape[:2]
+    masks = result.masks
+    if result.image is not None:
+        shape = getattr(result.image, "shape", ())
+        check_output(model, "an image", result.image, [(*shape[:2], channels) for channels in (3, 4)])
+    if masks is not None:
+        shape = getattr(masks, "shape", ())
+        check_output(model, "masks", masks, [(height, width), (shape[0] if shape else 0, height, width)])
+        masks = masks[None] if masks.ndim == 2 else masks
+    count = 0 if masks is None else len(masks)
+    for name in ("scores", "labels"):
+        given = getattr(result, name)
+        if len(given) not in {0, count}:
+            raise _output_error(model, f"{len(given)} {name} for {count} masks", f"one of the {name} for each mask")
+    for name, values in result.maps.items():
+        if not isinstance(values, np.ndarray) or values.ndim not in {2, 3} or not values.size:
+            raise _output_error(
+                model, f"a map {name!r} that is {_describe(values)}", "an array (H, W) or (H, W, C)"
+            )
+    held = {
+        "image": result.image is not None,
+        "masks": masks is not None,
+        "scores": len(result.scores) == count,
+        "labels": len(result.labels) == count,
+        "maps": bool(result.maps),
+        "info": bool(result.info),
+    }
+    missing = [name for name in model.task.gives if not held[name]]
+    if missing:
+        raise _output_error(
+            model,
+            f"a result without {' and '.join(missing)}",
+            f"{', '.join(model.task.gives)}, as its task ({model.task}) says",
         )
+    scores = tuple(float(score) for score in result.scores)
+    return dataclasses.replace(result, masks=masks, scores=scores, labels=tuple(map(str, result.labels)))
+
+
+def check_output(model: Model, what: str, array: object, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise `ModelOutputError` unless a model returned a `uint8` array of one of the shapes."""
+    import numpy as np
+
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.shape not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise _output_error(model, _describe(array), f"{what} as a uint8 array of shape {wanted}")
+
+
+def _output_error(model: Model, found: str, expected: str, remedy: str = "") -> ModelOutputError:
+    return ModelOutputError(
+        f"{_name(model)}: {type(model).__name__}.forward returned {found}, expected {expected}",
+        remedy or "Report it to the author of the plugin",
+    )
+
+
+def _name(model: Model) -> str:
+    return type(model).__name__ if model.info is None else model.info.qualified_name
 
 
 def _describe(array: object) -> str:

@@ -30,17 +30,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeAlia
 
 from annotated_types import Ge, Gt, Le
 
-from iopaint_core.errors import InputError, PluginError, RequestError, did_you_mean
+from iopaint_core.errors import PluginError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
     from typing import Self
 
-    import PIL.Image
     from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema
 
     from iopaint_core.imaging import Mask
+
+    _MaskArray = Mask
+else:  # pydantic looks at types at run time, and numpy is nothing to import for them
+    _MaskArray = object
 
 ParametersLike: TypeAlias = "Parameters | Mapping[str, object] | str | bytes | None"
 """What `Parameters.parse` takes."""
@@ -351,13 +354,16 @@ class Box(NamedTuple):
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-class _EncodedMask:
-    """Has a field take a mask as an array, too, which becomes the text that JSON can hold."""
+class _MaskFile:
+    """Has a field take an image file in base64, as JSON holds it, which becomes an array; arrays stay."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_before_validator_function(_encode_mask, handler(source))
+        return core_schema.no_info_plain_validator_function(_read_mask)
+
+    def __get_pydantic_json_schema__(self, core_schema: object, handler: object) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", "contentEncoding": "base64"}, {"type": "null"}]}
 
 
 @dataclass(frozen=True)
@@ -368,27 +374,10 @@ class MaskParameters(Parameters):
     """Points on what is meant, and on what is not: `[[x, y, 1], [x, y, 0]]`."""
     boxes: Annotated[tuple[Box, ...], Hint(widget="boxes")] = ()
     """Rectangles around what is meant: `[[left, top, right, bottom]]`."""
-    mask_input: Annotated[str | None, _EncodedMask(), Hint(widget="mask")] = None
-    """Mask to refine, as large as the image: an image file in base64, white inside; in Python, an array."""
-
-    def check_mask(self, height: int, width: int) -> None:
-        """Raise `InputError` unless the mask to refine, if there is one, is an image of that size."""
-        if self.mask_input is not None:
-            with _opened_mask(self.mask_input) as image:
-                if image.size != (width, height):
-                    raise InputError(
-                        f"The image is {width} x {height} and mask_input {image.width} x {image.height}",
-                        "Give a mask as large as the image",
-                    )
-
-    def decode_mask(self) -> Mask | None:
-        """Return the mask to refine as a `uint8` array `(H, W)` of 0 and 255, or None. Raises `InputError`."""
-        import numpy as np
-
-        if self.mask_input is None:
-            return None
-        with _opened_mask(self.mask_input) as image:
-            return np.where(np.asarray(image.convert("L")) > 127, np.uint8(255), np.uint8(0))
+    mask_input: Annotated[_MaskArray | None, _MaskFile(), Hint(widget="mask")] = dataclasses.field(
+        default=None, compare=False
+    )
+    """Mask to refine, as large as the image: in JSON an image file in base64, in Python a read-only array."""
 
 
 class InpaintRequest(dict[str, object]):
@@ -398,29 +387,26 @@ class InpaintRequest(dict[str, object]):
     """
 
 
-def _encode_mask(value: object) -> object:
-    """Return an array as a PNG file in base64, and everything else as it is."""
+def _read_mask(value: object) -> Mask | None:
+    """Return what is given as a mask as a read-only `uint8` array `(H, W)`, or None."""
     import numpy as np
-
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype != np.uint8 or value.ndim != 2:
-        raise ValueError(f"expected a uint8 array of shape (H, W), got {value.dtype} of shape {value.shape}")
-    import cv2
-
-    return base64.b64encode(cv2.imencode(".png", value)[1].tobytes()).decode()
-
-
-@contextlib.contextmanager
-def _opened_mask(text: str) -> Iterator[PIL.Image.Image]:
-    """Open a file in base64; what is wrong with it is an `InputError`."""
     import PIL.Image
 
-    try:
-        with PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as image:
-            yield image
-    except (ValueError, OSError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"mask_input can't be read: {error}", "Give an image file, in base64") from error
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            with PIL.Image.open(io.BytesIO(base64.b64decode(value, validate=True))) as image:
+                value = np.asarray(image.convert("L"))
+        except (ValueError, OSError, PIL.Image.DecompressionBombError) as error:
+            raise ValueError(f"expected an image file in base64: {error}") from error
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"expected an array, or an image file in base64, got {type(value).__name__}")
+    if value.dtype != np.uint8 or value.ndim != 2:
+        raise ValueError(f"expected a uint8 array of shape (H, W), got {value.dtype} of shape {value.shape}")
+    mask: Mask = value.view()
+    mask.flags.writeable = False
+    return mask
 
 
 def iopaint_flags(parameters: type[Parameters]) -> dict[str, bool]:
@@ -465,7 +451,11 @@ def _read(data: object, cls: type[Parameters]) -> Mapping[str, object]:
         own, names = data.names(), cls.names()
         plain = type(data)()
         values = {name: getattr(data, name) for name in own}
-        return {name: value for name, value in values.items() if name in names or value != getattr(plain, name)}
+        return {
+            name: value
+            for name, value in values.items()
+            if name in names or type(value) is not type(getattr(plain, name)) or value != getattr(plain, name)
+        }
     if isinstance(data, (str, bytes, bytearray)):
         try:
             data = json.loads(data)

@@ -20,7 +20,7 @@ import traceback
 import weakref
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from iopaint_core.accounts import EventKind, PoolEvent, PoolStats
 from iopaint_core.entries import (
@@ -53,6 +53,18 @@ _READERS = 4
 """Components read at once; more make a disk slower, not faster."""
 
 _logger = logging.getLogger(__name__)
+
+
+class StateKey(NamedTuple):
+    """What the pool tells apart what models computed by."""
+
+    model: Hashable
+    serial: int
+    """Of the loaded model: what another load computed, another version of its code may have."""
+    name: Hashable
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.model}"
 
 
 class ModelPool(Generic[M]):
@@ -118,6 +130,53 @@ class ModelPool(Generic[M]):
             if self._all_intact([entry], (part for part in entry.checked if not part.used_only_by(entry)), entry):
                 return Lease(self, entry)
 
+    def keep(
+        self, lease: Lease[M], name: Hashable, value: R, *, nbytes: int, seconds: float = 0.0
+    ) -> Lease[R] | None:
+        """Keep what a leased model computed, for `find`, and lease it; it goes with the model, or to make room.
+
+        `nbytes` is what it takes on the model's device, `seconds` what it would take to compute it again. Returns
+        None, and keeps nothing, if there is no room for it now.
+        """
+        model = lease._entry
+        state = Component(StateKey(model.key, model.serial, name), _no_load, nbytes, model.device)
+        entry = Entry(state, self._table.states, 0.0)
+        plan = Plan((), entry.patience, loading.get(), str(entry.key))
+
+        def attempt() -> bool | None:
+            if model.retired or state.key in self._table.states:
+                return False
+            if self._table.shortage(plan, {entry.device: nbytes}):
+                return None
+            self._table.keep(entry, model, value, self._watch(entry, value), seconds)
+            return True
+
+        try:
+            kept = self._when_room(plan, attempt)
+        except PoolFullError:
+            return None
+        return Lease(cast("ModelPool[R]", self), entry) if kept else None
+
+    def find(self, lease: Lease[M], name: Hashable) -> Lease[Any] | None:
+        """Lease what `keep` kept of a model under that name; None if it is not there, or no longer."""
+        model = lease._entry
+        with self._lock:
+            entry = self._table.states.get(StateKey(model.key, model.serial, name))
+            if entry is None:
+                return None
+            self._table.pin(entry)
+        return Lease(self, entry)
+
+    def recharge(self, lease: Lease[M]) -> None:
+        """Charge what a leased model takes by now, which may be more or less than when it was loaded."""
+        entry = lease._entry
+        measure = entry.component.measure
+        if measure is None or (nbytes := measure(entry.value)) == entry.nbytes:
+            return
+        with self._lock:
+            self._table.recharge(entry, nbytes)
+        self._settle()
+
     def get_shared_components(self, key: Hashable) -> SharedComponents | None:
         """The components of a loaded model, or None if the pool does not hold it."""
         with self._lock:
@@ -162,6 +221,11 @@ class ModelPool(Generic[M]):
             self._table.failures.clear()
         self._settle()
 
+    def budget(self, device: str) -> int | None:
+        """Return the budget of a device in bytes, None for no limit."""
+        ledger = self._table.ledgers.get(device_name(device))
+        return None if ledger is None else ledger.budget
+
     def stats(self) -> PoolStats:
         """A snapshot of what the pool holds and has done."""
         with self._lock:
@@ -173,6 +237,7 @@ class ModelPool(Generic[M]):
             snapshot = PoolStats(
                 {entry.key: entry.held().pins for entry in self._table.models.values()},
                 components,
+                tuple(entry.held() for entry in self._table.states.values()),
                 {device: replace(ledger) for device, ledger in self._table.ledgers.items()},
                 sum(held.nbytes * max(0, len(held.users) - 1) for held in components),
                 replace(self._table.counts),
@@ -700,6 +765,10 @@ def _clear_frames(error: BaseException | None) -> None:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def _no_load() -> NoReturn:
+    raise AssertionError("what a model computed is not loaded")
 
 
 def _expire(pool: weakref.ref[ModelPool[Any]]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
-from iopaint_core.errors import InputError, IOPaintError, PluginError, WeightsError
+from iopaint_core.errors import InputError, IOPaintError, PluginError, PoolError, WeightsError
 from iopaint_core.options import NO_OPTIONS, LoadOptions, OptionsClass, check_options_class
 from iopaint_core.parameters import (
     ImageParameters,
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from iopaint_core.entries import Component, Share
     from iopaint_core.identity import IdentityIndex
+    from iopaint_core.imaging import Image, Map, Mask, Masks
+    from iopaint_core.models import Models
 
 
 class ModelType(str, Enum):
@@ -38,29 +40,108 @@ class ModelType(str, Enum):
     PLUGIN = "plugin"
 
 
-class Task(str, Enum):
-    """What a model does to a picture, and with that its shape."""
-
-    INPAINT = "inpaint"
-    """Repaint what a mask covers: an `InpaintModel`."""
-    RESTORE = "restore"
-    """Return a better picture, upscaled, denoised, faces restored: an `ImageModel`."""
-    MATTING = "matting"
-    """Cut the foreground out of its background: an `ImageModel`."""
-    SEGMENT = "segment"
-    """Return a mask, with or without clicks: a `MaskModel`."""
+RESULT_FIELDS = ("image", "masks", "scores", "labels", "maps", "info")
+"""What a `Result` holds, and what a task may say that it gives."""
 
 
-_PARAMETERS: dict[Task, ParametersClass] = {
-    Task.INPAINT: InpaintParameters,
-    Task.RESTORE: ImageParameters,
-    Task.MATTING: ImageParameters,
-    Task.SEGMENT: MaskParameters,
-}
-"""What the framework reads for a task: every model's own class is derived from it."""
+@dataclass(frozen=True)
+class Task:
+    """What a model does with an image, as data: a plugin may make its own, and no host needs to know it.
+
+    It decides which kind of model it is: one that takes a mask and gives an image is an `InpaintModel`, one that
+    gives masks and no image, or takes a mask for something else, is a `MaskModel`, all others are `ImageModel`s.
+
+    Raises `PluginError` for a name or a field of results that can't be.
+    """
+
+    INPAINT: ClassVar[Task]
+    """Repaint what a mask covers."""
+    RESTORE: ClassVar[Task]
+    """Return a better image: upscaled, denoised, faces restored."""
+    MATTING: ClassVar[Task]
+    """Cut the foreground out of its background: RGBA, or a mask beside the image."""
+    SEGMENT: ClassVar[Task]
+    """Find masks, with or without clicks."""
+
+    name: str
+    takes_mask: bool = False
+    """A call needs a mask beside the image."""
+    gives: tuple[str, ...] = ("image",)
+    """What a result always holds, by the names of the fields of `Result`; it may hold more."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name):
+            raise PluginError(
+                f"invalid task: expected a name such as 'depth' or 'remove-haze', got {self.name!r}",
+                "Take lower-case letters, digits, hyphens",
+            )
+        gives = (self.gives,) if isinstance(self.gives, str) else tuple(self.gives)
+        wrong = [name for name in gives if name not in RESULT_FIELDS]
+        if wrong or not gives:
+            found = wrong[0] if wrong else "nothing"
+            raise PluginError(
+                f"invalid task {self.name}: it gives {found!r}, which no Result holds",
+                f"Name at least one of {', '.join(RESULT_FIELDS)}",
+            )
+        object.__setattr__(self, "gives", gives)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def parameters_class(self) -> ParametersClass:
+        """What the framework itself reads for it: every model's own class is derived from that."""
+        if self.takes_mask and "image" in self.gives:
+            return InpaintParameters
+        if self.takes_mask or ("masks" in self.gives and "image" not in self.gives):
+            return MaskParameters
+        return ImageParameters
+
+
+Task.INPAINT = Task("inpaint", takes_mask=True)
+Task.RESTORE = Task("restore")
+Task.MATTING = Task("matting")
+Task.SEGMENT = Task("segment", gives=("masks",))
 
 _OF_PLUGIN = cast("Task", None)
 """Typed as a task, since every model that a scan returns has one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a call of a model gives. Which fields are there, the model's task says: `Task.gives`."""
+
+    image: Image | None = None
+    """RGB or RGBA, `uint8` `(H, W, 3 or 4)`."""
+    masks: Masks | None = None
+    """`uint8` `(N, H, W)`, as large as the image that went in, 255 where the subject is; N may be 0."""
+    scores: tuple[float, ...] = ()
+    """How sure the model is of each mask, if it says so."""
+    labels: tuple[str, ...] = ()
+    """What each mask shows, if it says so."""
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    """Values for each pixel by name, `(H, W)` or `(H, W, C)`: `{"depth": ...}`."""
+    info: Mapping[str, object] = field(default_factory=dict)
+    """What else is to be known, as JSON can hold it: the seed that was drawn, faces found. `unchanged` is True if
+    nothing was found to work on, so that the image is as it was."""
+
+    @property
+    def mask(self) -> Mask | None:
+        """The mask of the highest score; without scores, all masks united; None if there are no masks.
+
+        Where no subject was found, it covers nothing, or is None if its size is not known.
+        """
+        if self.masks is None:
+            return None
+        if self.scores:
+            return cast("Mask", self.masks[max(range(len(self.scores)), key=self.scores.__getitem__)])
+        return self.united_masks()
+
+    def united_masks(self) -> Mask | None:
+        """Return what any of the masks covers; None if there are no masks."""
+        if self.masks is None:
+            return None
+        return self.masks[0] if len(self.masks) == 1 else cast("Mask", self.masks.max(axis=0, initial=0))
 
 
 @dataclass(frozen=True)
@@ -149,14 +230,29 @@ class ModelInfo:
     """The class of `LoadContext.options`: what the host decides, out of a request's reach."""
     unavailable: str = ""
     """Why it can't be used yet, and what to do: `pip install ...`; empty if it can."""
+    requires: tuple[str, ...] = ()
+    """Names of the models that it calls by `LoadContext.models`: they are downloaded and forecast with it."""
+    title: str = ""
+    """Its name for people: `Real-ESRGAN, four times larger`."""
+    description: str = ""
+    """What it is good for, in a sentence or two."""
+    homepage: str = ""
+    """Where more is to be read, as a URL."""
 
     def __post_init__(self) -> None:
         if self.load_options is not LoadOptions:
             check_options_class(self.load_options)
-        if not isinstance(self.unavailable, str):
-            raise PluginError(
-                f"unavailable expected str, got {type(self.unavailable).__name__}", "Give the reason as text"
-            )
+        for name in ("unavailable", "title", "description", "homepage"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise PluginError(f"{name} expected str, got {type(value).__name__}", "Give it as text")
+        if self.requires:
+            names = self.requires
+            if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+                raise PluginError(
+                    f"requires expected names of models, got {names!r}", "Give a tuple: requires=('lama',)"
+                )
+            object.__setattr__(self, "requires", tuple(names))
         if self.parameters is not Parameters:
             check_declaration(self.parameters)
         if isinstance(self.task, Task):  # the catalog refuses all others, but None
@@ -167,14 +263,18 @@ class ModelInfo:
         """`plugin:name`, which tells apart models of one name from several plugins."""
         return f"{self.plugin_name}:{self.name}"
 
+    @property
+    def full_name(self) -> str:
+        """`distribution:plugin:name`, which no other model has."""
+        return f"{self.distribution}:{self.plugin_name}:{self.name}"
+
     def _parameters_for(self, task: Task) -> ParametersClass:
-        base = _PARAMETERS[task]
+        base = task.parameters_class
         if self.parameters is Parameters:
             return base
         if not issubclass(self.parameters, base):
             raise PluginError(
-                f"{self.name} has the parameters {self.parameters.__name__}, which do not fit its task "
-                f"({task.value})",
+                f"{self.name} has the parameters {self.parameters.__name__}, which do not fit its task ({task})",
                 f"Derive them from {base.__name__}, or announce the task that they fit: task=Task.RESTORE",
             )
         return self.parameters
@@ -205,6 +305,18 @@ def _no_weights(name: str) -> Path:
     raise WeightsError(f"No file of weights is called {name}", "Announce it in ModelInfo.weights")
 
 
+class _NoModels:
+    """Stands for the host's models where there is no host."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise PoolError(
+            "this model was loaded without a ModelManager, so it can call no other models",
+            "Load it by ModelManager.load, or give LoadContext(models=...)",
+        )
+
+
+NO_MODELS = cast("Models", _NoModels())
+
 DTYPES = ("float32", "float16", "bfloat16")
 """What weights may be cast to, as torch spells it."""
 
@@ -231,6 +343,10 @@ class LoadContext:
     """What to load besides the model's own weights: the `Parameters.variant` of the calls to come."""
     options: LoadOptions = NO_OPTIONS
     """What the host decides: an instance of the model's `ModelInfo.load_options`, its values checked."""
+    models: Models = NO_MODELS
+    """The host's models, for a model to call in its `forward`: `context.models.run("lama", ...)`."""
+    data_dir: Path = Path()
+    """Folder of the plugin's own, for what it wants to keep; it may not exist yet."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {None, *DTYPES}:

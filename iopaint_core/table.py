@@ -31,6 +31,8 @@ class Table:
     def __init__(self, budgets: Mapping[str, int], policy: EvictionPolicy, clock: Callable[[], float]) -> None:
         self.models: dict[Hashable, Entry] = {}
         self.components: dict[Hashable, Entry] = {}
+        self.states: dict[Hashable, Entry] = {}
+        """What models computed and keep for a next call."""
         self.ledgers = {device_name(device): Ledger(budget) for device, budget in budgets.items()}
         self.failures: dict[Hashable, tuple[Hashable, WeightsError]] = {}
         """What is wrong with files, and in which state they were."""
@@ -142,9 +144,33 @@ class Table:
             self.pin(part)
         if entry.home is self.models:
             self.counts.loads += 1
-        else:
+        elif entry.home is self.components:
             self.counts.component_loads += 1
         self.tell(EventKind.LOADING, entry)
+
+    def keep(
+        self, entry: Entry, model: Entry, value: object, watch: weakref.ref[object] | None, seconds: float
+    ) -> None:
+        """Enter, and pin, what a model computed: it goes when the model does."""
+        entry.parts.append(model)
+        model.users[entry] = None
+        self.begin(entry)
+        self.pin(entry)
+        self.finish(entry, value, watch, seconds)
+
+    def recharge(self, entry: Entry, nbytes: int) -> None:
+        """Charge what a loaded entry takes by now, and evict what is idle where that is more than there is."""
+        if not entry.ready or nbytes == entry.nbytes or entry in self.unloading:
+            return
+        ledger = self.ledgers[entry.device]
+        ledger.resident += nbytes - entry.nbytes
+        entry.nbytes = entry.usage.nbytes = nbytes
+        entry.priority = self.policy.priority(entry.usage)
+        self.changed = True
+        over = ledger.over(0) - self.bytes_about_to_go(entry.device)
+        if over > 0:
+            idle = [other for other in self.entries() if other.idle and other.device == entry.device]
+            self.evict(self.victims(entry.device, over, {entry}) or idle)
 
     def fail(self, entry: Entry, error: BaseException, stamp: Hashable) -> None:
         """Take back all that a load had taken; `stamp` is the state of its files, None if it has none."""
@@ -372,8 +398,8 @@ class Table:
                 self.tell(EventKind.FREED, entry)
 
     def entries(self) -> Iterator[Entry]:
-        """All models and components held, or being loaded."""
-        return itertools.chain(self.models.values(), self.components.values())
+        """All models, components and states held, or being loaded."""
+        return itertools.chain(self.models.values(), self.components.values(), self.states.values())
 
     def ledger(self, device: str) -> Ledger:
         """The ledger of a device."""

@@ -27,25 +27,25 @@ _current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("iopaint_
 
 
 class CallLock:
-    """What one call holds at a time: a model, or a component that keeps state."""
+    """What at most `limit` calls hold at a time: a model, or a component that keeps state."""
 
-    def __init__(self) -> None:
-        self.holder: Turn | None = None
+    def __init__(self, limit: int = 1) -> None:
+        self.limit = limit
+        self.holders: set[Turn] = set()
         self.queue: dict[Turn, None] = {}
         """Calls that wait for it, the first come first."""
 
     def is_free_for(self, turn: Turn) -> bool:
         """Whether the call holds it, or may take it."""
-        return self.holder is None or self.holder is turn
+        return len(self.holders) < self.limit or turn in self.holders
 
     def take(self, turn: Turn) -> None:
         """Have the call hold it."""
-        self.holder = turn
+        self.holders.add(turn)
 
     def give_back(self, turn: Turn) -> None:
         """Have the call hold it no more."""
-        if self.holder is turn:
-            self.holder = None
+        self.holders.discard(turn)
 
 
 class DeviceSlots:
@@ -78,23 +78,28 @@ class Turn:
     Raises `PoolError` if what it would wait for is held by a call that it runs in, or by one that waits for such.
     """
 
-    def __init__(self, key: Hashable, locks: Sequence[CallLock], slots: DeviceSlots) -> None:
+    def __init__(self, key: Hashable, locks: Sequence[CallLock], slots: DeviceSlots | None) -> None:
         self.key = key
         self.caller = _current.get()
         """The call that it runs in."""
         self.chain: _Chain = _Chain() if self.caller is None else self.caller.chain
         self.locks = locks
-        self.needs: tuple[CallLock | DeviceSlots, ...] = (*locks, slots)
+        self.slots = slots
+        """Of the device that it needs one of; None for a call that is not bound to one."""
+        self.needs: tuple[CallLock | DeviceSlots, ...] = (*locks, slots) if slots else (*locks,)
         self.gate = threading.Lock()
         """Locked while it waits, until it holds what it needs."""
+        self.context: contextvars.Context | None = None
+        """In which a thread of the model's own acts for it."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Turn:
         try:
             _wait_graph.begin(self)
             self._token = _current.set(self)
         except BaseException:
             _wait_graph.end(self)
             raise
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -162,12 +167,16 @@ class _WaitGraph:
             if turn in chain.waiting:
                 _leave_queues(turn)
             held: list[CallLock | DeviceSlots] = [*turn.locks]
-            if chain.waiting or not chain.turns:
-                held += chain.slots
+            held += chain.slots if chain.waiting else chain.slots - {other.slots for other in chain.turns}
             _give_back(turn, held)
 
 
 _wait_graph = _WaitGraph()
+
+
+def is_within_call() -> bool:
+    """Whether this context runs in a model's call."""
+    return _current.get() is not None
 
 
 # Called with the lock of the graph held.
@@ -201,22 +210,54 @@ def _leave_queues(turn: Turn) -> None:
 
 
 def _raise_if_circle(turn: Turn) -> None:
+    blocked = _blocked_holders(turn)
     callers = set(turn.callers())
     seen: set[Turn] = set()
     # Each step is a call that waits, and who holds what it waits for.
-    ways = [[(turn, holder)] for holder in _holders(turn)]
+    ways = [[(turn, holder)] for holder in _holders(turn) if holder in blocked]
     for way in ways:  # longer ones are added meanwhile
         _, holder = way[-1]
         if holder in callers:
             raise _circle_error(way)
-        for waiting in holder.chain.waiting - seen:
-            if holder in waiting.callers():
-                seen.add(waiting)
-                ways += [[*way, (waiting, other)] for other in _holders(waiting)]
+        for waiting in _waiting_within(holder, turn) - seen:
+            seen.add(waiting)
+            ways += [[*way, (waiting, other)] for other in _holders(waiting) if other in blocked]
+
+
+def _blocked_holders(turn: Turn) -> set[Turn]:
+    """Return the calls, of those that `turn` would wait for, that could not end if it did.
+
+    What several calls may hold comes free when one of them ends. So those that can end are sought until there are
+    no more (the reduction of a resource graph; Holt, "Some Deadlock Properties of Computer Systems", 1972).
+    """
+    within: dict[Turn, set[Turn]] = {}
+    more = [turn]
+    while more:
+        for holder in _holders(more.pop()):
+            if holder not in within:
+                within[holder] = _waiting_within(holder, turn)
+                more += within[holder]
+    blocked = set(within)
+    found = True
+    while found:
+        ending = {holder for holder in blocked if not any(_is_blocked(each, blocked) for each in within[holder])}
+        blocked -= ending
+        found = bool(ending)
+    return blocked
+
+
+def _is_blocked(waiting: Turn, blocked: set[Turn]) -> bool:
+    """Whether all holders of something that a call waits for are among those that can't end."""
+    return any(not lock.is_free_for(waiting) and lock.holders <= blocked for lock in waiting.locks)
+
+
+def _waiting_within(holder: Turn, turn: Turn) -> set[Turn]:
+    """Return the calls within a call that wait, or that of `turn`, which is about to."""
+    return {waiting for waiting in (*holder.chain.waiting, turn) if holder in waiting.callers()}
 
 
 def _holders(turn: Turn) -> list[Turn]:
-    return [lock.holder for lock in turn.locks if lock.holder is not None]
+    return [holder for lock in turn.locks if not lock.is_free_for(turn) for holder in lock.holders]
 
 
 def _circle_error(circle: Sequence[tuple[Turn, Turn]]) -> PoolError:

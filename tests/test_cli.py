@@ -42,17 +42,24 @@ class TestList:
         assert cv2 in [row.split() for row in rows]
 
     def test_json_is_one_document_and_nothing_else(self):
-        models = json.loads(command("list", "--json").stdout)
-        assert {
+        (lama,) = [model for model in json.loads(command("list", "--json").stdout) if model["name"] == "lama"]
+        shown = {
             "name": "lama",
             "task": "inpaint",
+            "takes_mask": True,
+            "gives": ["image"],
             "type": "inpaint",
             "plugin_name": "lama",
             "distribution": "iopaint-core",
             "license": "Apache-2.0",
+            "commercial": True,
+            "requires": [],
             "downloaded": False,
             "unavailable": "",
-        } in models
+        }
+        assert lama.items() >= shown.items()
+        assert lama["weights"][0]["filename"] == "big-lama.pt"
+        assert "hd_strategy" in lama["parameters"]
 
     def test_every_model_of_ours_has_a_licence(self):
         for model in json.loads(command("list", "--json").stdout):

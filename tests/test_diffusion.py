@@ -362,8 +362,10 @@ class TestRequest:
     def test_a_seed_of_minus_one_is_another_each_time(self, model):
         manager = ModelManager()
         request = replace(REQUEST, sd_seed=-1)
-        one, other = (manager.inpaint("model", IMAGE, MASK, request) for _ in range(2))
-        assert not np.array_equal(one, other)
+        one, other = (manager.run("model", IMAGE, mask=MASK, parameters=request) for _ in range(2))
+        assert not np.array_equal(one.image, other.image)
+        again = manager.inpaint("model", IMAGE, MASK, replace(REQUEST, sd_seed=one.info["seed"]))
+        assert np.array_equal(again, one.image), "the seed that was drawn is told"
 
     def test_no_random_state_of_the_process_is_touched(self, model):
         before = torch.get_rng_state(), np.random.get_state()[1].copy()

@@ -228,10 +228,14 @@ class TestWrongInput:
         with pytest.raises(InputError, match=told):
             Red()(image, masked(40, 60))
 
-    @pytest.mark.parametrize("mask", [masked(40, 60) > 0, masked(40, 60)[..., np.newaxis], None])
+    @pytest.mark.parametrize("mask", [masked(40, 60) > 0, masked(40, 60)[..., np.newaxis], "mask.png"])
     def test_a_mask_of_another_kind(self, mask):
         with pytest.raises(InputError, match=r"uint8 array of shape \(H, W\)"):
             Red()(photograph(), mask)
+
+    def test_no_mask(self):
+        with pytest.raises(InputError, match="Red takes a mask, and none was given"):
+            Red()(photograph(), None)
 
     def test_a_mask_of_another_size_is_told_with_both_sizes(self):
         with pytest.raises(InputError, match="The image is 60 x 40 and the mask 40 x 60"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -531,22 +532,30 @@ class TestCalls:
     def test_a_mask_to_refine_comes_as_an_array_or_as_a_file_in_base64(self):
         class Refined(MaskModel):
             def forward(self, image, parameters):
-                return 255 - parameters.decode_mask()
+                return 255 - parameters.mask_input
 
         mask = np.zeros(IMAGE.shape[:2], np.uint8)
         mask[3:9, 4:20] = 255
         by_array = MaskParameters.parse({"mask_input": mask})
-        by_text = MaskParameters.parse(json.dumps({"mask_input": by_array.mask_input}))
-        assert by_array == by_text
-        assert np.array_equal(by_text.decode_mask(), mask)
+        file = base64.b64encode(cv2.imencode(".png", mask)[1].tobytes()).decode()
+        by_text = MaskParameters.parse(json.dumps({"mask_input": file}))
+        assert by_array.mask_input.base is mask, "an array is not copied"
+        for parsed in (by_array, by_text, MaskParameters.parse(by_array)):
+            assert np.array_equal(parsed.mask_input, mask)
+            assert not parsed.mask_input.flags.writeable
+        mask_schema = MaskParameters.json_schema()["properties"]["mask_input"]
+        assert mask_schema["anyOf"] == [{"type": "string", "contentEncoding": "base64"}, {"type": "null"}]
+        assert (mask_schema["x-widget"], mask_schema["default"]) == ("mask", None)
         assert np.array_equal(Refined()(IMAGE, {"mask_input": mask}), 255 - mask)
         assert np.array_equal(Refined()(IMAGE, MaskParameters(mask_input=mask)), 255 - mask)
-        assert MaskParameters().decode_mask() is None
-        with pytest.raises(InputError, match=r"The image is \d+ x \d+ and mask_input 5 x 4"):
+        assert MaskParameters.parse({"mask_input": None}).mask_input is None
+        with pytest.raises(InputError, match=r"The image is \d+ x \d+ and the mask_input 5 x 4"):
             Refined()(IMAGE, {"mask_input": mask[:4, :5]})
         for text in ("####", base64.b64encode(b"no image").decode()):
-            with pytest.raises(InputError, match="mask_input can't be read"):
+            with pytest.raises(RequestError, match=r"'mask_input' is .* expected an image file in base64"):
                 Refined()(IMAGE, {"mask_input": text})
+        with pytest.raises(RequestError, match="expected an array, or an image file in base64, got list"):
+            Refined()(IMAGE, {"mask_input": [[0]]})
         with pytest.raises(RequestError, match=r"expected a uint8 array of shape \(H, W\), got float64"):
             Refined()(IMAGE, {"mask_input": mask / 255})
 

@@ -13,6 +13,7 @@ from iopaint_core import (
     InpaintModel,
     InputError,
     ModelError,
+    Result,
     report_preview,
     report_progress,
     wants_preview,
@@ -53,10 +54,8 @@ class DiffusionModel(InpaintModel[DiffusionParameters]):
         self._schedulers: dict[Sampler, Any] = {}
         self.pad_multiple = row.multiple
 
-    def forward(
-        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], parameters: DiffusionParameters
-    ) -> NDArray[np.uint8]:
-        """Repaint where the mask is 255."""
+    def forward(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], parameters: DiffusionParameters) -> Result:
+        """Repaint where the mask is 255; `info` holds the seed, which may have been drawn."""
         import numpy as np
         import PIL.Image
         import torch
@@ -97,7 +96,8 @@ class DiffusionModel(InpaintModel[DiffusionParameters]):
         painted: PIL.Image.Image = result.images[0]
         if painted.size != (width, height):  # some choose a size of their own
             painted = painted.resize((width, height), PIL.Image.Resampling.LANCZOS)
-        return np.asarray(painted if painted.mode == "RGB" else painted.convert("RGB"))
+        array = np.asarray(painted if painted.mode == "RGB" else painted.convert("RGB"))
+        return Result(image=array, info={"seed": seed})
 
     def _new_scheduler(self, sampler: Sampler) -> Any:  # noqa: ANN401 - diffusers is not typed
         """One that no call has used: a copy, but for what schedulers replace and never write into.
