@@ -10,11 +10,14 @@ import tempfile
 from pathlib import Path
 
 _SERVER = """
-import json, os, sys
-import cv2, numpy, PIL.Image, pydantic
+import email.policy, email.parser, json, os, random, socket, sys, tempfile, zipfile
+import cv2, filelock, httpx, importlib_metadata, numpy, PIL.Image, platformdirs.unix, pydantic
 import iopaint_core.batch, iopaint_core.manager
+import iopaint_plugins.diffusion, iopaint_plugins.lama, iopaint_plugins.opencv
 from iopaint_core import cli
 
+PIL.Image.preinit()
+importlib_metadata.metadata("click")
 for line in sys.stdin:
     job = json.loads(line)
     if not (child := os.fork()):
@@ -32,28 +35,45 @@ cli.main()
 """
 
 
-@functools.cache
-def _server():
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    atexit.register(process.stdin.close)
-    return process
+class Commands:
+    """Runs `iopaint-core` of a Python; what that imports for every command it imports once."""
+
+    def __init__(self, python=sys.executable, environment=None):
+        self._server = subprocess.Popen(
+            [str(python), "-P", "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        atexit.register(self.close)
+
+    def close(self):
+        """End what waits for commands; it may be closed before."""
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+    def __call__(self, *arguments, environment=None, folder=None):
+        """Run it with these arguments, in the environment and folder of now; its exit code and its two streams."""
+        arguments = list(map(str, arguments))
+        with tempfile.NamedTemporaryFile() as output, tempfile.NamedTemporaryFile() as errors:
+            job = {
+                "arguments": arguments,
+                "environment": dict(os.environ if environment is None else environment),
+                "folder": str(folder or Path.cwd()),
+                "output": output.name,
+                "errors": errors.name,
+            }
+            self._server.stdin.write(f"{json.dumps(job)}\n")
+            self._server.stdin.flush()
+            code = int(self._server.stdout.readline())
+            return subprocess.CompletedProcess(arguments, code, output.read().decode(), errors.read().decode())
+
+
+_commands = functools.cache(Commands)
 
 
 def command(*arguments):
-    """Run `iopaint-core` with these arguments in the environment of now; its exit code and its two streams."""
-    arguments = list(map(str, arguments))
-    with tempfile.NamedTemporaryFile() as output, tempfile.NamedTemporaryFile() as errors:
-        job = {
-            "arguments": arguments,
-            "environment": dict(os.environ),
-            "folder": str(Path.cwd()),
-            "output": output.name,
-            "errors": errors.name,
-        }
-        server = _server()
-        server.stdin.write(f"{json.dumps(job)}\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(arguments, code, output.read().decode(), errors.read().decode())
+    """Run `iopaint-core` as it is imported here."""
+    return _commands()(*arguments)

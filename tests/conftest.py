@@ -33,10 +33,32 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-def pytest_collection_finish():
-    """Leave what is imported out of the thousands of garbage collections that tests ask for."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hand out the tests of the package in one piece, and first: they share an environment, and take long.
+
+    Others are handed out one by one. Marks of `xdist_group` would get lost: pytest-dev/pytest-xdist#1386.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return path if path.endswith("test_package.py") else nodeid
+
+    return Scheduling(config, log) if config.option.dist == "load" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Import without garbage collections, and leave what is imported out of the thousands that tests ask for."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 class Red(InpaintModel):

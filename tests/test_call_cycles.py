@@ -355,7 +355,6 @@ class TestWithoutACircle:
 
 
 @pytest.mark.process
-@pytest.mark.xdist_group("forks")
 def test_ctrl_c_ends_a_wait_and_leaves_nothing_held():
     models = Models("ab", concurrency=2)
     gate = Gate()
@@ -377,7 +376,6 @@ def test_ctrl_c_ends_a_wait_and_leaves_nothing_held():
 
 
 @pytest.mark.process
-@pytest.mark.xdist_group("forks")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_waits_for_no_call_of_its_parent():
     models = Models("ab", concurrency=1)

@@ -50,7 +50,8 @@ class Any(InpaintModel):
 @st.composite
 def pictures(draw):
     shape = draw(st.tuples(st.integers(1, 64), st.integers(1, 64)))
-    image = draw(arrays.arrays(np.uint8, (*shape, 3), fill=st.integers(0, 255)))
+    colors = draw(st.integers(1, 255))  # of each channel
+    image = photograph(*shape, draw(st.integers(0, 255))) % np.uint8(colors)
     mask = draw(arrays.arrays(np.uint8, shape, elements=st.integers(0, 255), fill=st.sampled_from([0, 127, 255])))
     return image, mask
 

@@ -693,7 +693,6 @@ def test_a_loader_that_never_returns_costs_its_callers_a_deadline_and_others_not
 
 
 @pytest.mark.process
-@pytest.mark.xdist_group("forks")
 def test_ctrl_c_gives_up_a_load_that_nobody_else_wants():
     pool = ModelPool()
     ended = threading.Event()
@@ -712,7 +711,6 @@ def test_ctrl_c_gives_up_a_load_that_nobody_else_wants():
 
 
 @pytest.mark.process
-@pytest.mark.xdist_group("forks")
 def test_ctrl_c_does_not_take_a_load_from_those_who_wait_for_it_too():
     pool = ModelPool()
 
@@ -1020,7 +1018,6 @@ def in_child(check):
 
 
 @pytest.mark.process
-@pytest.mark.xdist_group("forks")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 class TestForkedChild:
     def test_keeps_what_is_loaded_and_can_load_more(self):
