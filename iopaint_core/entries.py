@@ -136,6 +136,8 @@ class Entry:
         """Of the plan that began it: all that it began, and all that it has pinned."""
         self.started = self.ready = self.failed = self.retired = self.cancelled = False
         self.done = threading.Event()
+        self.drops_parts = False
+        """When it goes, its parts go with it that nothing else is made from."""
         self.error: BaseException | None = None
         self.value: Any = None
         self.watch: weakref.ref[object] | None = None

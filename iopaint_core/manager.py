@@ -19,11 +19,13 @@ from iopaint_core.errors import (
     ModelLoadError,
     ModelNameError,
     PluginError,
+    PoolError,
     PoolFullError,
     RequestError,
     UnavailableModelError,
     WeightsError,
 )
+from iopaint_core.fingerprints import Fingerprints, file_fingerprints, fingerprints
 from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.host_models import HostModels
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Preview
     from iopaint_core.parameters import ParametersLike
+    from iopaint_core.plugins import PluginCode
     from iopaint_core.progress import Progress
     from iopaint_core.schema import LoadContext, ModelInfo, Result
 
@@ -71,9 +74,28 @@ class ModelKey(NamedTuple):
     variant: Hashable | None = None
     """What it is loaded with, as its parameters say."""
     options: LoadOptions = NO_OPTIONS
+    code: PluginCode | None = None
+    """What loads it."""
+    files: Fingerprints = ()
+    """Its files on disk, as they were before it was loaded."""
 
     def __str__(self) -> str:
         return self.info.name
+
+    @property
+    def weights_place(self) -> Hashable:
+        """What the files of weights are for, whoever announces it now."""
+        return self.info.distribution, self.info.qualified_name, self.weights
+
+    def is_before(self, other: ModelKey) -> bool:
+        """Whether it is the same model, of the same plugin, in another form."""
+        return self.weights_place == other.weights_place and other.variant == self.variant
+
+
+class _WeightFiles(NamedTuple):
+    info: ModelInfo
+    paths: tuple[Path, ...]
+    files: Fingerprints
 
 
 class ModelManager:
@@ -84,6 +106,9 @@ class ModelManager:
     on an accelerator and one for each core on a CPU), not counting those that a running model calls. `weights`
     gives files, by name, in place of those that models declare; the others come from the `store`. `options` gives
     load options by plugin and name, over the environment's and those of `options.toml` in the home folder.
+
+    A model whose plugin was reloaded, or whose files were replaced on disk, is loaded anew by the next call; what
+    is leased then goes on as it is. `close`, or the end of a `with`, closes all models that were loaded here.
     """
 
     def __init__(
@@ -105,18 +130,33 @@ class ModelManager:
         self._weights = {} if weights is None else dict(weights)
         self._options = OptionSources({} if options is None else dict(options), root / OPTIONS_FILE)
         self._discovers = plugins is None
+        self._owns_pool = pool is None
+        self._closed = False
         self._models: tuple[ModelInfo, ...] = ()
         self._found: dict[str, ModelInfo] = {}
         self._usable: set[str] = set()
         """Full names of models that can be used, and those that they require, too."""
         self._fitting: set[ModelKey] = set()
         """Models of which it is known that they fit the budget of their device."""
+        self._scanned: dict[Path, Fingerprints] = {}
+        """What the last scan found at the paths of models."""
+        self._changes = self.plugins.changes
+        """Those of the plugins that the last scan knew of."""
+        self._weight_files: dict[Hashable, _WeightFiles] = {}
+        """Where the store had the weights of a model, and what they were."""
+        self._loaded: set[ModelKey] = set()
+        """What was loaded here, and may be in the pool still."""
         cached = self.context.cache != Path()
         self._index = IdentityIndex(self.context.cache / "digests.sqlite" if cached else None)
         self._kept: tuple[ModelKey, Lease[Model]] | None = None
         self._concurrency = concurrency or ((os.cpu_count() or 1) if self.context.device == "cpu" else 1)
         self._renew()
         renew_after_fork(self)
+
+    def _renew(self) -> None:
+        self._switching = threading.Lock()
+        self._loads = threading.Lock()
+        self._slots = DeviceSlots(self._concurrency)
 
     def __enter__(self) -> ModelManager:
         return self
@@ -127,18 +167,31 @@ class ModelManager:
         self.close()
 
     def close(self) -> None:
-        """Drop what was loaded."""
+        """Drop all models that were loaded here; each one's `close` is called, of one in use when its lease ends.
 
-    def _renew(self) -> None:
-        self._switching = threading.Lock()
-        self._slots = DeviceSlots(self._concurrency)
+        What else is in a pool that the host passed stays. Calls afterwards raise `PoolError`; to close again does
+        nothing.
+        """
+        self._closed = True  # a load that begins from now on sees it, and those before are in the pool
+        self._end_switch()
+        if self._owns_pool:
+            self.pool.clear()
+        else:
+            with self._loads:
+                loaded = self._loaded.copy()
+            self.pool.invalidate(loaded)
 
     def scan(self) -> ScanReport:
         """Ask every plugin for its models, and remember the answer for the calls below."""
+        self._raise_if_closed()
         if self._discovers:
             self.plugins.discover()
+        changes = self.plugins.changes
         report = scan(self.plugins)
-        self._models, self._found, self._usable = report.models, {}, set()
+        self._scanned = {info.path: fingerprints(info.path) for info in report.models if info.path is not None}
+        self._models, self._found, self._changes = report.models, {}, changes
+        self._usable = set()
+        self._drop_outdated()
         unused = self._options.unused(report.plugins)
         for problem in unused:
             _logger.warning("%s", problem)
@@ -146,12 +199,24 @@ class ModelManager:
 
     def find(self, name: str) -> ModelInfo:
         """The model of that name, from the last scan or a new one. Raises `ModelNameError`."""
+        self._raise_if_closed()
+        if self._changes != self.plugins.changes:
+            self.scan()
+        try:
+            info = self._find(name)
+        except ModelNameError:  # it may have come since
+            return find_model(name, self.scan().models)
+        if info.path is not None:
+            files = fingerprints(info.path)
+            if files and files != self._scanned.get(info.path):  # what was deleted goes on as it was loaded
+                self.scan()  # what the file is may have changed too
+                return self._find(name)
+        return info
+
+    def _find(self, name: str) -> ModelInfo:
         found = self._found
         if name not in found:
-            try:
-                found[name] = find_model(name, self._models)
-            except ModelNameError:  # it may have come since
-                return find_model(name, self.scan().models)
+            found[name] = find_model(name, self._models)
         return found[name]
 
     def load(
@@ -165,7 +230,11 @@ class ModelManager:
         Raises `ModelNameError`, `RequestError` for a variant of a model that has none, `OptionsError`,
         `ModelLoadError`, `PoolFullError`, `LoadTimeoutError`.
         """
-        return self._lease(self._key(name, weights, variant))
+        while True:
+            try:
+                return self._lease(self._key(name, weights, variant))
+            except _ReloadedError:  # just now: the key is of the code of before
+                continue
 
     def preload(self, *names: str) -> None:
         """Load models, one after the other, and keep them idle in the pool as long as there is room."""
@@ -178,14 +247,15 @@ class ModelManager:
         loaded = [
             other
             for other in self.pool.stats().leases
-            if isinstance(other, ModelKey) and other._replace(variant=None) == key
+            if isinstance(other, ModelKey) and other._replace(variant=None, files=key.files) == key
         ]
         dropped = [self.pool.release(other) for other in loaded]
         return bool(dropped) and all(dropped)
 
     def get_shared_components(self, name: str) -> SharedComponents | None:
         """The components of a loaded model, or None if it is not loaded; see `ModelPool.get_shared_components`."""
-        return self.pool.get_shared_components(self._key(name))
+        key = self._key(name)
+        return self.pool.get_shared_components(key._replace(files=self._known_files(key)))
 
     @property
     def current(self) -> ModelInfo | None:
@@ -199,23 +269,51 @@ class ModelManager:
         back, and what went wrong is raised.
         """
         key = self._key(name)
-        with self._switching:
-            if self._kept is None:
-                self._kept = key, self._lease(key)
-                return
-            before, kept = self._kept
-            try:
-                lease = self._lease(key, wait_for_room=0.0)
-            except PoolFullError:
-                kept.close()
-                self._kept = None
-                try:
-                    lease = self._lease(key)
-                except BaseException:
-                    self._kept = before, self._lease(before)
-                    raise
+        try:
+            with self._switching:
+                self._switch(key)
+        finally:
+            if self._closed:  # by another thread, which did not wait for this
+                self._end_switch()
+
+    def _switch(self, key: ModelKey) -> None:
+        if self._kept is None:
+            self._kept = key, self._lease(key)
+            return
+        before, kept = self._kept
+        try:
+            lease = self._lease(key, wait_for_room=0.0)
+        except PoolFullError:
             kept.close()
-            self._kept = key, lease
+            self._kept = None
+            try:
+                lease = self._lease(key)
+            except BaseException:
+                self._kept = before, self._lease(before)
+                raise
+        kept.close()
+        self._kept = key, lease
+
+    def _switch_again(self, key: ModelKey) -> None:
+        """Keep the model that was switched to in its new form, if this is that."""
+        if self._kept is None or not self._kept[1].closed or not self._switching.acquire(blocking=False):
+            return
+        try:
+            if self._kept is not None and self._kept[1].closed and self._kept[0].is_before(key):
+                self._kept = key, self._lease(key)
+        finally:
+            self._switching.release()
+            if self._closed:
+                self._end_switch()
+
+    def _end_switch(self) -> None:
+        if self._switching.acquire(blocking=False):  # who holds it looks whether this is closed, afterwards
+            try:
+                kept, self._kept = self._kept, None
+            finally:
+                self._switching.release()
+            if kept is not None:
+                kept[1].close()
 
     def forecast(self, *names: str) -> Forecast:
         """What models will need, component by component, and what they will share; the pool loads nothing.
@@ -333,7 +431,8 @@ class ModelManager:
 
         Raises what `parse` raises, and `InputError`.
         """
-        task, parsed = self.find(name).task, self.parse(name, parameters)
+        info = self.find(name)
+        task, parsed = info.task, info.parameters.parse(parameters)
         if task.takes_mask and not masked and getattr(parsed, "mask_input", None) is None:
             raise InputError(f"{name} takes a mask, and none was given: its task is {task}", "Pass one")
         if masked and model_class(task) is ImageModel:
@@ -362,7 +461,7 @@ class ModelManager:
         of its device, `ModelLoadError`.
         """
         key = self._key(name, None, variant)
-        if self.pool.get_shared_components(key) is not None:
+        if self.pool.get_shared_components(key._replace(files=self._known_files(key))) is not None:
             return
         if key.info.weights or key.weights:
             self.store.get(key.info, dict(key.weights))
@@ -440,20 +539,80 @@ class ModelManager:
             tuple(sorted(given.items())),
             variant,
             self._options.options_of(info, self._models),
+            self.plugins.code_of(info),
+            () if info.path is None else self._scanned.get(info.path, ()),
         )
 
     def _lease(self, key: ModelKey, wait_for_room: float | None = None) -> Lease[Model]:
-        if (key.info.weights or key.weights) and self.pool.get_shared_components(key) is None:
+        whole = key
+        if key.info.weights or key.weights:
             # Here, not in the load: the pool's patience with a load is no measure for a download.
-            self.store.get(key.info, dict(key.weights))
-        return self.pool.lease(
-            key,
-            lambda share: self._load(key, share),
+            self._look_at_weights(key)
+            whole = key._replace(files=self._known_files(key))
+
+        def load(share: Share) -> Model:
+            self._note_load(whole)
+            return self._load(whole, share)
+
+        lease = self.pool.lease(
+            whole,
+            load,
             measure=lambda model: model.nbytes,
             close=_empty,
             device=key.device,
             wait_for_room=wait_for_room,
         )
+        self._switch_again(key)
+        return lease
+
+    def _look_at_weights(self, key: ModelKey) -> None:
+        """Find the files of a model, and fetch what lacks, unless they lie where and as they did."""
+        place = key.weights_place
+        known = self._weight_files.get(place)
+        if known is not None and known.info == key.info:
+            now = file_fingerprints(known.paths)
+            deleted = len(now) < len(known.paths) and key._replace(files=self._known_files(key)) in self.pool
+            if now == known.files or deleted:  # what was deleted goes on as it was loaded
+                return
+        paths = tuple(self.store.get(key.info, dict(key.weights)).values())
+        self._weight_files[place] = _WeightFiles(key.info, paths, file_fingerprints(paths))
+        if known is not None:
+            self._drop_outdated()
+
+    def _known_files(self, key: ModelKey) -> Fingerprints:
+        """Files of a model as they were when they were last looked at."""
+        files = () if key.info.path is None else self._scanned.get(key.info.path, ())
+        weights = self._weight_files.get(key.weights_place)
+        return files if weights is None else files + weights.files
+
+    def _note_load(self, key: ModelKey) -> None:
+        with self._loads:
+            self._loaded = {other for other in self._loaded if other in self.pool} | {key}
+        self._raise_if_closed()
+        if self.plugins.code_of(key.info) != key.code:
+            raise _ReloadedError(f"The plugin of {key} was reloaded just before it was loaded", "Load it again")
+
+    def _drop_outdated(self) -> None:
+        """Drop what was loaded here and would be loaded otherwise now, or not at all."""
+        with self._loads:
+            loaded = self._loaded.copy()
+        kept = self._kept
+        if not loaded and kept is None:
+            return
+        models = {(info.distribution, info.qualified_name): info for info in self._models}
+
+        def is_outdated(key: ModelKey) -> bool:
+            info = models.get((key.info.distribution, key.info.qualified_name))
+            code = self.plugins.code_of(key.info)
+            return (info, code, self._known_files(key)) != (key.info, key.code, key.files)
+
+        if kept is not None and isinstance(kept[1].key, ModelKey) and is_outdated(kept[1].key):
+            kept[1].close()
+        self.pool.invalidate([key for key in loaded if is_outdated(key)])
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise PoolError("The manager is closed", "Make a new one: with ModelManager() as manager")
 
     def _components_of(self, key: ModelKey) -> Mapping[str, Component[Any]]:
         self.store.get(key.info, dict(key.weights), fetch=False)
@@ -539,6 +698,10 @@ def _empty(model: Model) -> None:
     """Close a model that is dropped, and take its weights from who still names it in a variable."""
     model.close()
     vars(model).clear()
+
+
+class _ReloadedError(ModelLoadError):
+    """A load would run other code than that of its key."""
 
 
 class _AskedError(BaseException):

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -22,11 +23,10 @@ import pluggy
 from iopaint_core import hookspecs
 from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, PoolError, did_you_mean
 from iopaint_core.hookspecs import BasePlugin
+from iopaint_core.reloading import drop_bytecode_of, import_anew
 from iopaint_core.schema import PluginInfo, PluginStatus, Problem, Stage, describe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from importlib_metadata import EntryPoint
 
     from iopaint_core.schema import LoadContext, ModelInfo, Task
@@ -57,7 +57,11 @@ class PluginManager:
         self._pluggy = pluggy.PluginManager("iopaint")
         self._pluggy.add_hookspecs(hookspecs)
         self._plugins: dict[str, PluginInfo] = {}
+        self._sources: dict[str, EntryPoint | Path] = {}
+        """Where the code of a plugin is imported from, unless the host registered it."""
+        self._code: dict[str, PluginCode] = {}
         self._problems: list[Problem] = []
+        self._changes = 0
         self._lock = threading.RLock()  # looking at a plugin may run its code, which may look at us
         self._discovery = threading.Lock()
 
@@ -73,18 +77,24 @@ class PluginManager:
         with self._lock:
             return tuple(self._problems)
 
+    @property
+    def changes(self) -> int:
+        """How often a plugin came or went: what it announced is to be asked for again when this has changed."""
+        return self._changes
+
+    def code_of(self, info: ModelInfo) -> PluginCode | None:
+        """The code that loads a model now; None if its plugin is not registered."""
+        return self._code.get(f"{info.distribution}:{info.plugin_name}")
+
     def discover(self) -> None:
         """Find, import and register the plugins that installed packages offer as entry points."""
-        import importlib_metadata
-
         with self._discovery:
-            entries = [
-                (_plugin_info(entry), entry) for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
-            ]
+            entries = _entry_points()
             self._check_lists([info for info, _ in entries])
             for info, entry in sorted(entries, key=lambda pair: _origin(pair[0])):
                 if info.qualified_name in self._plugins:
                     continue
+                self._sources[info.qualified_name] = entry
                 if not self._permits(info):
                     self._plugins[info.qualified_name] = replace(info, status=PluginStatus.DISABLED)
                     continue
@@ -103,6 +113,7 @@ class PluginManager:
                 info = PluginInfo(path.stem, str(folder), version="")
                 if info.qualified_name in self._plugins:
                     continue
+                self._sources[info.qualified_name] = path
                 self._admit(functools.partial(_import_file, path), info)
 
     def register(self, plugin: object, name: str | None = None, *, distribution: str = "host") -> PluginInfo:
@@ -114,10 +125,60 @@ class PluginManager:
         self._register(plugin, info)
         return info
 
+    def unregister(self, name: str) -> PluginInfo:
+        """Take out a plugin, `plugin` or `distribution:plugin`, with its hooks and wrappers.
+
+        Models of it that are leased go on until they are released. `discover` does not bring it back; `reload`
+        does, or `register` for one that the host brought along.
+
+        Raises `PluginError` for a name that is not one plugin's.
+        """
+        with self._discovery, self._lock:
+            info = replace(self._named(name), status=PluginStatus.DISABLED)
+            self._withdraw(info)
+            self._plugins[info.qualified_name] = info
+        return info
+
+    def reload(self, name: str) -> PluginInfo:
+        """Import the code of a plugin anew, as it is on disk now, and register it; one that failed is tried again.
+
+        Its module goes, and all below it; if that is one of a package, the modules of the package too, but for
+        those of other plugins. The code of before serves until then, and leased models of it until they are
+        released. What is wrong with the new code is a `Problem`, and the status of what is returned `FAILED`.
+
+        Raises `PluginError` for a name that is not one plugin's, for a plugin that a list leaves out, and for one
+        that the host registered.
+        """
+        with self._discovery:
+            info = self._named(name)
+            source = self._sources.get(info.qualified_name)
+            if source is None:
+                raise PluginError(
+                    f"{info.qualified_name} was registered by the host, and there is no file to import it from",
+                    "Unregister it, and register what takes its place",
+                )
+            importlib.invalidate_caches()
+            load: Callable[[], object]
+            if isinstance(source, Path):
+                drop_bytecode_of(source)
+                load = functools.partial(_import_file, source)
+            else:
+                if not self._permits(info):
+                    raise PluginError(
+                        f"{info.qualified_name} is left out by a list of plugins",
+                        "Take it out of IOPAINT_DISABLE_PLUGINS and deny=, or add it to IOPAINT_PLUGINS and allow=",
+                    )
+                info, load = self._installed(info)
+            with self._lock:
+                self._problems = [problem for problem in self._problems if _origin_of(problem) != _origin(info)]
+            self._admit(load, replace(info, status=PluginStatus.ACTIVE), replaces=True)
+            return self._plugins[info.qualified_name]
+
     def announcements(self) -> Iterator[tuple[PluginInfo, Task, list[object]]]:
         """Ask each plugin, in the order of `plugins`, for its models' default task and for them; unchecked."""
-        implementations = self._pluggy.hook.iopaint_available_models.get_hookimpls()
-        asked = [(self._plugins[impl.plugin_name], impl) for impl in implementations]
+        with self._lock:
+            implementations = self._pluggy.hook.iopaint_available_models.get_hookimpls()
+            asked = [(self._plugins[impl.plugin_name], impl) for impl in implementations]
         for info, implementation in sorted(asked, key=lambda pair: _origin(pair[0])):
             plugin = implementation.plugin
             try:
@@ -136,17 +197,19 @@ class PluginManager:
         Raises `ModelLoadError`, with what the plugin raised as its cause; a `PoolError` or `MemoryError` as it is.
         """
         owner = f"{info.distribution}:{info.plugin_name}"
-        plugin = self._pluggy.get_plugin(owner)
+        with self._lock:
+            plugin = self._pluggy.get_plugin(owner)
+            implementations = self._pluggy.hook.iopaint_load_model.get_hookimpls()
+            registered = self._pluggy.list_name_plugin()
         if plugin is None:
             raise ModelLoadError(
                 f"{info.qualified_name} can't be loaded: its plugin {owner} is not registered",
                 "Scan again, and look at `iopaint-core plugins` for what became of it",
             )
-        implementations = self._pluggy.hook.iopaint_load_model.get_hookimpls()
         wrapping = {impl.plugin_name for impl in implementations if impl.wrapper or impl.hookwrapper}
         load = _Load(plugin)
         try:
-            for name, candidate in self._pluggy.list_name_plugin():
+            for name, candidate in registered:
                 if name == owner or name in wrapping:
                     load.register(candidate, name)
             return load.hook.iopaint_load_model(info=info, context=context)
@@ -162,27 +225,68 @@ class PluginManager:
         stage = Stage.REGISTER if isinstance(error, _ContractError) else stage
         remedy = (error.remedy if isinstance(error, IOPaintError) else "") or REMEDIES[stage]
         with self._lock:
-            if self._pluggy.has_plugin(info.qualified_name):
-                self._pluggy.unregister(name=info.qualified_name)
+            self._withdraw(info)
             self._plugins[info.qualified_name] = replace(info, status=PluginStatus.FAILED)
             self._problems.append(Problem(info.name, info.distribution, info.version, stage, error, remedy))
 
-    def _admit(self, load: Callable[[], object], info: PluginInfo) -> None:
+    def _withdraw(self, info: PluginInfo) -> None:
+        if self._pluggy.has_plugin(info.qualified_name):
+            self._pluggy.unregister(name=info.qualified_name)
+            del self._code[info.qualified_name]
+            self._changes += 1
+
+    def _named(self, name: str) -> PluginInfo:
+        """The plugin that `plugin` or `distribution:plugin` means. Raises `PluginError`."""
+        known = self.plugins
+        found = [info for info in known if _normalise(name) in map(_normalise, (info.name, info.qualified_name))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            choices = ", ".join(info.qualified_name for info in found)
+            raise PluginError(f"{len(found)} plugins are named {name}", f"Name one of: {choices}")
+        names = [name for info in known for name in (info.name, info.qualified_name)]
+        raise PluginError(
+            f"No plugin is named {name}{did_you_mean(name, names)}",
+            "`iopaint-core plugins` shows all; discover() finds what was installed meanwhile",
+        )
+
+    def _installed(self, info: PluginInfo) -> tuple[PluginInfo, Callable[[], object]]:
+        """The plugin as its package is installed now, and what imports it anew."""
+        for found, entry in _entry_points():
+            if found.qualified_name == info.qualified_name:
+                sources = self._sources | {info.qualified_name: entry}
+                modules = {name: _module_of(each) for name, each in sources.items() if not isinstance(each, Path)}
+                own = modules.pop(info.qualified_name)
+                self._sources = sources
+                return found, functools.partial(import_anew, own, modules.values(), entry.load)
+
+        def load() -> object:
+            raise PluginError(
+                f"{info.distribution} has no entry point {info.name} any more",
+                "Install a version that has it, or unregister it",
+            )
+
+        return info, load
+
+    def _admit(self, load: Callable[[], object], info: PluginInfo, *, replaces: bool = False) -> None:
         """Import a plugin and register it; what it does wrong becomes a problem.
 
         `SystemExit` is no `Exception`, nor are the panics of extensions written in Rust.
         """
         try:
-            self._register(load(), info)
+            self._register(load(), info, replaces=replaces)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
             self._fail(info, Stage.IMPORT, error)
 
-    def _register(self, plugin: object, info: PluginInfo) -> None:
+    def _register(self, plugin: object, info: PluginInfo, *, replaces: bool = False) -> None:
+        code = PluginCode(plugin)
         if isinstance(plugin, type) and issubclass(plugin, BasePlugin):
             plugin = plugin()
         with self._lock:
+            if replaces:
+                self._withdraw(info)
             if self._pluggy.has_plugin(info.qualified_name) or self._pluggy.is_registered(plugin):
                 taken = self._pluggy.get_name(plugin) or info.qualified_name
                 raise _ContractError(f"it is registered already, as {taken}")
@@ -194,6 +298,8 @@ class PluginManager:
                 self._pluggy.unregister(plugin)
                 raise _ContractError("; ".join(faults))
             self._plugins[info.qualified_name] = info
+            self._code[info.qualified_name] = code
+            self._changes += 1
 
     def _faults(self, plugin: object) -> Iterator[str]:
         """What is wrong with the hooks of a plugin that pluggy itself lets pass."""
@@ -240,6 +346,19 @@ class PluginManager:
             self._problems.append(Problem(name, name, "", Stage.CONFIGURE, error, REMEDIES[Stage.CONFIGURE]))
 
 
+class PluginCode:
+    """What a plugin was registered from: its module, its class, or the object itself. Compared by identity."""
+
+    def __init__(self, source: object) -> None:
+        self._source = source
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PluginCode) and self._source is other._source
+
+    def __hash__(self) -> int:
+        return id(self._source)
+
+
 class _ContractError(PluginError):
     """A plugin's hooks do not fit the hook specifications."""
 
@@ -271,6 +390,20 @@ def missing_packages(*names: str, install: str) -> str:
     if not missing:
         return ""
     return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed: {install}"
+
+
+def _entry_points() -> list[tuple[PluginInfo, EntryPoint]]:
+    import importlib_metadata
+
+    return [(_plugin_info(entry), entry) for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)]
+
+
+def _module_of(entry: EntryPoint) -> str:
+    return entry.value.partition(":")[0].strip()
+
+
+def _origin_of(problem: Problem) -> tuple[str, str]:
+    return _normalise(problem.distribution), problem.plugin
 
 
 def _origin(info: PluginInfo) -> tuple[str, str]:
@@ -308,11 +441,14 @@ def _import_file(path: Path) -> object:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is no Python module")
+    before = sys.modules.get(name)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
         raise
     classes = [
         value

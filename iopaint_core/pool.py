@@ -197,6 +197,24 @@ class ModelPool(Generic[M]):
         self._settle()
         return idle
 
+    def invalidate(self, keys: Iterable[Hashable]) -> None:
+        """Have models loaded anew by who asks next: drop what is idle now, what is in use at its last lease's end.
+
+        Components go with them as in `release`.
+        """
+        with self._lock:
+            self._table.collect()
+            for key in keys:
+                entry = self._table.models.get(key)
+                if entry is not None:
+                    self._table.retire_with_parts(entry)
+        self._settle()
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a model is held, or being loaded."""
+        with self._lock:
+            return key in self._table.models
+
     def trim(self, device: str | None = None, *, idle: float = 0.0) -> int:
         """Drop what has been idle for that many seconds, on one device or on all; returns the bytes dropped."""
         name = None if device is None else device_name(device)
@@ -701,6 +719,11 @@ class Lease(Generic[M]):
         self._finalizer.atexit = False
 
     @property
+    def closed(self) -> bool:
+        """Whether the model was given back."""
+        return not self._finalizer.alive
+
+    @property
     def model(self) -> M:
         """The model; raises `PoolError` once the lease is closed."""
         self._raise_if_closed()
@@ -732,7 +755,7 @@ class Lease(Generic[M]):
         self.close()
 
     def _raise_if_closed(self) -> None:
-        if not self._finalizer.alive:
+        if self.closed:
             raise PoolError(
                 f"The lease of {self.key} is closed", "Take a new one; use a model only inside its lease"
             )

@@ -358,7 +358,7 @@ class PluginStatus(str, Enum):
 
     ACTIVE = "active"
     DISABLED = "disabled"
-    """Left out by an allow or deny list; never imported."""
+    """Left out by an allow or deny list, and never imported; or unregistered by the host."""
     FAILED = "failed"
     """Unregistered; a `Problem` says why."""
 

@@ -283,12 +283,9 @@ class Table:
         return retired
 
     def retire_with_parts(self, entry: Entry) -> None:
-        """Retire an idle entry, and those of its parts that nothing else is made from."""
-        parts = list(entry.parts)
+        """Retire an entry, and with it those of its parts that nothing else is made from."""
+        entry.drops_parts = True
         self.retire(entry, EventKind.RELEASED)
-        for part in parts:
-            if part.idle and not part.users:
-                self.retire_with_parts(part)
 
     def drop_unused(self, entries: Iterable[Entry]) -> None:
         """Drop what was loaded for something that failed, unless somebody else uses it by now."""
@@ -304,12 +301,16 @@ class Table:
         ledger = self.ledgers[entry.device]
         ledger.resident -= entry.nbytes
         ledger.unloading += entry.nbytes
-        for part in entry.parts:
+        parts = tuple(entry.parts)
+        for part in parts:
             part.users.pop(entry, None)
         entry.parts.clear()
         entry.checked = ()
         self.doomed.append(entry)
         self.unloading.add(entry)
+        for part in parts:
+            if entry.drops_parts and part.idle and not part.users:
+                self.retire_with_parts(part)
 
     def disown_parts(self, entry: Entry) -> None:
         """Give back the parts of an entry whose load failed."""

@@ -105,6 +105,7 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _current.reset(self._token)
+        self.context = None  # it names this
         _wait_graph.end(self)
 
     def callers(self) -> Iterator[Turn]:
