@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from iopaint_core.errors import PoolError
 from iopaint_core.manager import ModelManager
 from iopaint_core.models import ImageModel, InpaintModel, MaskModel
 
@@ -38,16 +39,28 @@ class AsyncModelManager:
     Loads have others, since they wait: for room, for one another. Requests for one model queue without a thread.
     Cancelling what awaits a model's work cancels the work at its
     next step; cancelling what awaits a load gives up the wait, and closes the lease if it comes all the same.
+    `async with` closes it, and the manager with it if that was made here.
     """
 
     def __init__(self, manager: ModelManager | None = None, *, threads: int = 32) -> None:
         self.manager = ModelManager() if manager is None else manager
+        self._owns_manager = manager is None
+        self._closed = False
         self._calls = ThreadPoolExecutor(threads, thread_name_prefix="iopaint call")
         self._loads = ThreadPoolExecutor(_LOADS, thread_name_prefix="iopaint load")
         self._queues: weakref.WeakValueDictionary[Hashable, _Queue] = weakref.WeakValueDictionary()
 
+    async def __aenter__(self) -> AsyncModelManager:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
     async def load(self, name: str, *, variant: Hashable | None = None) -> Lease[Model]:
         """See `ModelManager.load`."""
+        self._raise_if_closed()
         load = partial(self.manager.load, name, variant=variant)
         work = self._loads.submit(contextvars.copy_context().run, load)
         try:
@@ -148,7 +161,13 @@ class AsyncModelManager:
         return AsyncSession(self, await self._submit(lambda: self.manager.session(name, image)))
 
     def close(self) -> None:
-        """End the threads once their work is done."""
+        """End the threads once their work is done, and close the manager unless it was passed.
+
+        Calls afterwards raise `PoolError`; to close again does nothing.
+        """
+        self._closed = True
+        if self._owns_manager:
+            self.manager.close()
         self._loads.shutdown()
         self._calls.shutdown()
 
@@ -167,6 +186,9 @@ class AsyncModelManager:
             if progress is not None:
                 progress(step, total)
 
+        if self._closed:
+            never_begun()
+            self._raise_if_closed()
         working = self._calls.submit(contextvars.copy_context().run, work, report)
         try:
             return await asyncio.wrap_future(working)
@@ -176,7 +198,12 @@ class AsyncModelManager:
                 never_begun()
             raise
 
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise PoolError("The manager is closed", "Make a new one: async with AsyncModelManager() as manager")
+
     def _submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        self._raise_if_closed()
         context = contextvars.copy_context()
         return asyncio.get_running_loop().run_in_executor(self._loads, context.run, call)
 
