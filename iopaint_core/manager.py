@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import os
@@ -210,7 +211,8 @@ class ModelManager:
             files = fingerprints(info.path)
             if files and files != self._scanned.get(info.path):  # what was deleted goes on as it was loaded
                 self.scan()  # what the file is may have changed too
-                return self._find(name)
+                with contextlib.suppress(ModelNameError):  # else its loader says what is wrong with it now
+                    return self._find(name)
         return info
 
     def _find(self, name: str) -> ModelInfo:
