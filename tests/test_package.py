@@ -198,12 +198,78 @@ def test_a_third_partys_package_is_found_loaded_and_run(environment, tmp_path):
     assert "blur" not in environment.names()
 
 
+TIDIED = """
+import sys
+import numpy as np
+import iopaint_wand
+from iopaint_core import ModelManager, read_picture
+
+encoded, encode = [], iopaint_wand.Wand.encode
+iopaint_wand.Wand.encode = lambda self, image: encoded.append(image.shape) or encode(self, image)
+image = read_picture(sys.argv[1]).rgb
+with ModelManager() as manager:
+    with manager.session("wand", image) as session:
+        one = session.run({"clicks": [(440, 390, 1)]})
+        two = session.run({"clicks": [(440, 390, 1), (30, 30, 0)], "boxes": [(400, 350, 480, 430)]})
+    assert len(encoded) == len(manager.pool.stats().states) == 1, (encoded, manager.pool.stats().states)
+    assert manager.pool.stats().states[0].nbytes == image.nbytes
+    for result in (one, two):
+        assert result.masks.shape == (3, *image.shape[:2]) and len(result.scores) == 3
+        assert (result.masks[:, 390, 440] == 255).all()
+    assert not two.masks[:, 30, 30].any()
+    outside = two.masks.copy()
+    outside[:, 350:430, 400:480] = 0
+    assert not outside.any()
+    here, both = ({"clicks": [(440, 390, 1), *more]} for more in ((), [(440, 390, 0)]))
+    assert manager.run("wand", image, parameters=here).masks.any()
+    assert not manager.run("wand", image, parameters=both).masks.any()
+with ModelManager() as manager:
+    steps = []
+    tidied = [manager.run("tidy", image, parameters=here, progress=lambda *step: steps.append(step)) for _ in "12"]
+    assert (tidied[0].image == tidied[1].image).all() and (tidied[0].image != image).any()
+    stats = manager.pool.stats()
+    assert stats.counts.loads == len(stats.leases) == 4 and stats.counts.hits == 4, stats
+    assert steps[-1][0] == steps[-1][1] > 0
+    assert manager.run("tidy", image).info == {"unchanged": True}
+"""
+
+
+def test_the_packages_for_a_new_task_for_clicks_and_for_a_model_made_of_models_work(environment, tmp_path):
+    names = ["iopaint-depth", "iopaint-wand", "iopaint-tidy", "iopaint-blur"]
+    for name in names:
+        shutil.copytree(ROOT / "examples" / name, tmp_path / name)
+    environment.pip("install", *wheels(tmp_path / "dist", *(tmp_path / name for name in names)))
+    try:
+        for output in ("depth.png", "depth.npy"):
+            environment("run", "--model", "depth", "--image", PHOTO, "--output", output, "-p", "patch=7")
+        image = read_picture(PHOTO).rgb
+        depth = np.load(environment.elsewhere / "depth.npy")
+        drawn = cv2.imread(str(environment.elsewhere / "depth.png"), cv2.IMREAD_UNCHANGED)
+        assert (depth.shape, depth.dtype) == (image.shape[:2], np.float32)
+        assert (drawn.shape, drawn.dtype, drawn.min(), drawn.max()) == (depth.shape, np.uint16, 0, 65535)
+        described = json.loads(environment("describe", "depth", "--json"))
+        assert (described["task"], described["gives"]) == ("depth", ["maps"])
+        assert {"patch", "haze_kept", "smoothing"} <= set(described["parameters"]["properties"])
+        clicks = ("-p", "clicks=[[440, 390, 1]]")
+        environment("run", "--model", "tidy", "--image", PHOTO, "--output", "tidy.png", *clicks)
+        changed = (read_picture(environment.elsewhere / "tidy.png").rgb != image).any(axis=-1)
+        assert changed[390, 440]
+        assert not changed.all()
+        run(environment.bin / "python", "-c", TIDIED, PHOTO, cwd=environment.elsewhere)
+    finally:
+        environment.pip("uninstall", "--yes", *names)
+
+
 HOST = """
 import logging, sys, traceback
+from concurrent.futures import ThreadPoolExecutor
 from iopaint_core import ModelManager, read_mask, read_picture
 logging.basicConfig(level=logging.DEBUG)
 photo, mask, url, key = sys.argv[1:]
 image, mask, events = read_picture(photo).rgb, read_mask(mask), []
+with ModelManager(options={"service": {"url": url, "api_key": key}}) as manager, ThreadPoolExecutor(8) as threads:
+    calls = [threads.submit(manager.inpaint, "service-erase", image, mask, {"wish": "together"}) for _ in range(8)]
+    print(all((call.result() == (0, 255, 0)).any() for call in calls))
 for options in ({"url": url, "api_key": key}, {"url": url + "nowhere", "api_key": key}, {"api_key": [key]}):
     manager = ModelManager(options={"service": options})
     manager.pool.subscribe(events.append)
@@ -218,8 +284,11 @@ for options in ({"url": url, "api_key": key}, {"url": url + "nowhere", "api_key"
 
 @pytest.fixture
 def erasing_service():
-    """A web service that paints green where a PNG is transparent: URL, key, and the queries that it was sent."""
-    key, asked = "sk-d0c4-for-this-service", []
+    """A web service that paints green where a PNG is transparent: URL, key, and the queries that it was sent.
+
+    Who wishes `together` is answered once there are eight of them.
+    """
+    key, asked, eight = "sk-d0c4-for-this-service", [], threading.Barrier(8)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -228,7 +297,10 @@ def erasing_service():
             if url.path != "/erase" or self.headers["Authorization"] != f"Bearer {key}":
                 self.send_error(404 if url.path != "/erase" else 401)
                 return
-            asked.append(dict(parse_qsl(url.query, keep_blank_values=True)))
+            query = dict(parse_qsl(url.query, keep_blank_values=True))
+            asked.append(query)
+            if query["wish"] == "together":
+                eight.wait(30)
             image = cv2.imdecode(np.frombuffer(sent, np.uint8), cv2.IMREAD_UNCHANGED)
             image[image[..., 3] == 0] = (0, 255, 0, 255)
             self.send_response(200)
@@ -302,7 +374,7 @@ def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_nev
         host = [environment.bin / "python", "-c", HOST, PHOTO, MASK, url, key]
         done = subprocess.run(host, capture_output=True, text=True, check=True, env=surroundings(), cwd=tmp_path)
         told.append(done.stdout + done.stderr)
-        assert told[-1].startswith("True\n")
+        assert told[-1].startswith("True\nTrue\n")
         assert asked[-1] == {"wish": "", "style": "photo", "detail": "0.75", "tries": "1", "grain": "true"}
         assert "gave no picture" in told[-1]
         assert "'api_key' is list: Input should be a valid string" in told[-1]

@@ -58,6 +58,9 @@ class ServiceParameters(InpaintParameters):
 
 
 class Service(InpaintModel[ServiceParameters]):
+    concurrency = 8
+    device_bound = False  # a call only waits for the service, and keeps no other model waiting
+
     def __init__(self, options, key):
         import httpx
 
