@@ -4,6 +4,7 @@ import contextvars
 import json
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -263,6 +264,18 @@ class TestModelsOfTheHost:
         assert [step for step, _ in seen] == sorted(step for step, _ in seen)
         assert seen[-1][0] == seen[-1][1]
 
+    def test_it_never_falls_whatever_a_model_reports(self):
+        class Back(ImageModel):
+            def forward(self, image, parameters):
+                for step, total in ((3, 4), (1, 4), (1, 2), (-1, 4), (9, 4), (2, 0)):
+                    report_progress(step, total)
+                return image
+
+        seen = []
+        manager = host(OneModel("back", Back, task=Task.RESTORE))
+        manager.process("back", IMAGE, progress=lambda *step: seen.append(step))
+        assert seen == [(3, 4), (3, 4), (3, 4), (3, 4), (4, 4), (4, 4)]
+
     def test_a_chain_takes_one_slot(self):
         manager = models(concurrency=1)
         assert manager.process("tidy", IMAGE).shape == (48, 64, 3)
@@ -413,6 +426,39 @@ class TestConcurrency:
         with ThreadPoolExecutor(8) as pool:
             assert len([*pool.map(lambda _: manager.process("two", IMAGE), range(200))]) == 200
         assert max(most) <= 2
+
+    def test_to_wait_for_a_place_that_another_call_will_give_back_is_no_circle(self):
+        """Both places are held: one by the call that asks for another, one by a call that ends on its own."""
+        ending, asking = threading.Event(), threading.Event()
+
+        class Two(Tidy):
+            concurrency = 2
+            device_bound = False
+
+            def forward(self, image, parameters):
+                if image.shape[1] == 1:
+                    return image
+                if image.shape[1] == 2:
+                    asking.set()
+                    assert ending.wait(60)
+                    return image
+                assert asking.wait(60)
+                threading.Thread(target=self.end_once_somebody_waits).start()
+                try:
+                    return self.models.process("two", image[:, :1])
+                finally:
+                    ending.set()
+
+            def end_once_somebody_waits(self):
+                while not (self.host_models.calls.queue or ending.is_set()):
+                    time.sleep(0)
+                ending.set()
+
+        manager = host(OneModel("two", Two, task=CHAIN))
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(manager.process, "two", IMAGE[:, :2])
+            assert manager.process("two", IMAGE).shape == (24, 1, 3)
+            assert other.result(60).shape == (24, 2, 3)
 
     def test_a_slot_is_given_back_once_no_call_of_the_chain_needs_it(self):
         inner_done, other_done = threading.Event(), threading.Event()
