@@ -3,19 +3,22 @@
 import contextvars
 import json
 import random
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 import pytest
 from commands import command
-from conftest import photograph
+from conftest import ROOT, photograph
 from hosts import OneModel, host
 
 from iopaint_core import (
     ImageModel,
+    ImageParameters,
     InpaintModel,
     InputError,
     IOPaintError,
@@ -390,6 +393,31 @@ class TestModelsOfTheHost:
         assert outcomes == [True] * 1000
         assert not any(pins(manager))
         assert manager.pool.stats().counts.loads == 4
+
+
+def test_the_guides_example_is_run():
+    guide = (ROOT / "docs" / "plugins.md").read_text().partition("\n## Models that call models\n")[2]
+    (code, *_) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    namespace = {"ImageModel": ImageModel, "progress_part": progress_part}
+    exec(compile(code, "plugins.md", "exec"), namespace)
+
+    @dataclass(frozen=True)
+    class Clicks(ImageParameters):
+        """What to find."""
+
+        clicks: tuple[int, ...] = ()
+        """Points on it."""
+
+    class Wand(Bright):
+        def forward(self, image, parameters):
+            return super().forward(image, parameters).masks[0]
+
+    manager = host(
+        OneModel("tidy", namespace["Tidy"], task=CHAIN, parameters=Clicks, requires=("wand", "cv2")),
+        OneModel("wand", Wand, task=Task.SEGMENT),
+        OneModel("cv2", Erase),
+    )
+    assert np.array_equal(manager.process("tidy", IMAGE)[:, :16], erased(IMAGE)[:, :16])
 
 
 class TestConcurrency:

@@ -1,6 +1,7 @@
 """Open tasks and full results: what a model of any task gives reaches hosts that never heard of it."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from commands import command
-from conftest import photograph
+from conftest import ROOT, photograph
 from hosts import OneModel, host
 
 from iopaint_core import (
@@ -231,6 +232,17 @@ class TestRun:
         assert depth.run(IMAGE).maps.keys() == {"depth"}
         with pytest.raises(ModelOutputError, match=r"returned no image, expected an image\. Call `run`"):
             depth(IMAGE)
+
+
+def test_the_guides_example_is_run():
+    guide = (ROOT / "docs" / "plugins.md").read_text().partition("\n## Tasks and results\n")[2]
+    (code, *_) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    code = code.replace("ModelInfo(", "info = ModelInfo(")
+    namespace = {}
+    exec(compile(code, "plugins.md", "exec"), namespace)
+    info = namespace["info"]
+    result = host(OneModel("depth", namespace["Depth"], task=info.task)).run("depth", IMAGE)
+    assert np.allclose(result.maps["depth"], 1 - IMAGE.min(axis=2) / 255)
 
 
 class TestBadInput:
