@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from iopaint_core.chain import Step
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.models import Model, Preview
-    from iopaint_core.parameters import ParametersLike
+    from iopaint_core.parameters import Parameters, ParametersLike
     from iopaint_core.pool import Lease
     from iopaint_core.progress import Progress
     from iopaint_core.schema import Result
@@ -93,9 +93,23 @@ class AsyncModelManager:
         preview: Preview | None = None,
     ) -> Result:
         """See `ModelManager.run`; `progress` and `preview` are called in the thread that works."""
-        # Checked in a thread: that may import pydantic, and look at files.
-        parsed = await self._submit(lambda: self.manager.check(name, parameters, masked=mask is not None))
-        variant = await self._submit(lambda: parsed.variant)
+        return await self._run(name, None, parameters, image, mask, progress, preview)
+
+    async def _run(
+        self,
+        name: str,
+        kind: type[Model] | None,
+        parameters: ParametersLike,
+        image: Image,
+        mask: Mask | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
+        def check() -> tuple[Parameters, Hashable | None]:
+            parsed = self.manager.check(name, parameters, masked=mask is not None, kind=kind)
+            return parsed, parsed.variant
+
+        parsed, variant = await self._submit(check)  # in a thread: it may import pydantic, and look at files
         key = (asyncio.get_running_loop(), name)
         queue = self._queues.setdefault(key, _Queue())
         async with queue.places:
@@ -124,23 +138,20 @@ class AsyncModelManager:
         preview: Preview | None = None,
     ) -> Image:
         """See `ModelManager.inpaint`; `progress` and `preview` are called in the thread that works."""
-        await self._submit(lambda: self.manager.check_kind(name, InpaintModel, "image"))
-        result = await self.run(name, image, mask=mask, parameters=parameters, progress=progress, preview=preview)
+        result = await self._run(name, InpaintModel, parameters, image, mask, progress, preview)
         return cast("Image", result.image)
 
     async def process(
         self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Image:
         """See `ModelManager.process`."""
-        await self._submit(lambda: self.manager.check_kind(name, ImageModel, "image"))
-        return cast("Image", (await self.run(name, image, parameters=parameters, progress=progress)).image)
+        return cast("Image", (await self._run(name, ImageModel, parameters, image, progress=progress)).image)
 
     async def segment(
         self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
         """See `ModelManager.segment`."""
-        await self._submit(lambda: self.manager.check_kind(name, MaskModel, "masks"))
-        return cast("Mask", (await self.run(name, image, parameters=parameters, progress=progress)).mask)
+        return cast("Mask", (await self._run(name, MaskModel, parameters, image, progress=progress)).mask)
 
     async def chain(
         self,

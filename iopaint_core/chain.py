@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from iopaint_core.progress import call_progress, progress_part
 from iopaint_core.schema import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.manager import ModelManager
@@ -83,12 +84,9 @@ def check_chain(
     checked: list[tuple[ModelInfo, Parameters]] = []
     for number, step in enumerate(steps, start=1):
         where = f"Step {number} ({step.model})"
-        try:
+        with _named(where):
             info = manager.find(step.model)
-            checked.append((info, manager.parse(step.model, step.parameters)))
-        except IOPaintError as error:
-            error.message = f"{where}: {error.message}"
-            raise
+            checked.append((info, info.parameters.parse(step.parameters)))
         if info.task.takes_mask and not masked:
             raise InputError(
                 f"{where} takes a mask: none is given, and no step before it finds one",
@@ -101,12 +99,19 @@ def check_chain(
             )
         masked = masked or "masks" in info.task.gives
     for number, (step, (_, parsed)) in enumerate(zip(steps, checked, strict=True), start=1):
-        try:
+        with _named(f"Step {number} ({step.model})"):
             manager.check_room(step.model, variant=parsed.variant)
-        except IOPaintError as error:
-            error.message = f"Step {number} ({step.model}): {error.message}"
-            raise
     return checked
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Have an error say which step it is of."""
+    try:
+        yield
+    except IOPaintError as error:
+        error.message = f"{where}: {error.message}"
+        raise
 
 
 def run_chain(

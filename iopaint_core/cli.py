@@ -371,10 +371,12 @@ def run(
                 max_pixels=round(max_megapixels * 1_000_000),
             )
             steps = read_chain(chain.read_bytes()) if chain else name
-            outcomes = [*_with_progress(batch.run(manager, steps, jobs, options), jobs)]
-    counts = Counter(outcome.status.value for outcome in outcomes)
+            counts, rows = Counter[str](), []
+            for outcome in _with_progress(batch.run(manager, steps, jobs, options), jobs):
+                counts[outcome.status.value] += 1
+                rows += [_outcome(outcome)] if as_json else []
     if as_json:
-        _print_json([_outcome(outcome) for outcome in outcomes])
+        _print_json(rows)
     click.echo(", ".join(f"{counts[status]} {status}" for status in counts), err=True)
     if counts[batch.Status.FAILED.value]:
         sys.exit(1)
@@ -504,13 +506,16 @@ def download(plugins_dir: Path | None, models: tuple[str, ...], everything: bool
                 f"No model's task is {task!r}{did_you_mean(task, tasks)}. Tasks: {', '.join(tasks)}."
             )
         named = [info for info in _named(report, models, everything) if task is None or info.task.name == task]
-        chosen = {
-            each.full_name: each
-            for info in named
-            for each in with_required(info, lambda name: find_model(name, report.models))
-        }.values()
-        store, failed = _store(), False
-        for info in chosen:
+        chosen, store, failed = {info.full_name: info for info in named}, _store(), False
+        for info in named:
+            try:
+                required = with_required(info, lambda name: find_model(name, report.models))
+            except UnavailableModelError as error:
+                failed = True
+                click.echo(f"Error: {error}", err=True)
+            else:
+                chosen |= {each.full_name: each for each in required}
+        for info in chosen.values():
             try:
                 missing = store.missing(info)
                 store.get(info)

@@ -191,7 +191,7 @@ class ModelManager:
         report = scan(self.plugins)
         self._scanned = {info.path: fingerprints(info.path) for info in report.models if info.path is not None}
         self._models, self._found, self._changes = report.models, {}, changes
-        self._usable = set()
+        self._usable, self._fitting = set(), set()
         self._drop_outdated()
         unused = self._options.unused(report.plugins)
         for problem in unused:
@@ -325,7 +325,7 @@ class ModelManager:
 
         Raises `ModelNameError`, `OptionsError`, `ModelLoadError`, of which `MissingWeightsError`.
         """
-        infos = {each.full_name: each for name in names for each in self.with_required(self.find(name))}
+        infos = {each.full_name: each for name in names for each in with_required(self.find(name), self.find)}
         given = {self.find(name).full_name: name for name in names}
         return forecast(
             {given.get(name, each.name): self._components_of(self._key(name)) for name, each in infos.items()}
@@ -352,6 +352,17 @@ class ModelManager:
         known, then what `load` raises, `ModelError`, and whatever the model or a callback raises.
         """
         parsed = self.check(name, parameters, masked=mask is not None)
+        return self._run(name, parsed, image, mask, progress, preview)
+
+    def _run(
+        self,
+        name: str,
+        parsed: Parameters,
+        image: Image,
+        mask: Mask | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Result:
         with (lease := self.load(name, variant=parsed.variant)):
             return self.call(
                 lease,
@@ -370,9 +381,8 @@ class ModelManager:
         preview: Preview | None = None,
     ) -> Image:
         """Repaint what a mask covers; see `InpaintModel`."""
-        self.check_kind(name, InpaintModel, "image")
-        result = self.run(name, image, mask=mask, parameters=parameters, progress=progress, preview=preview)
-        return cast("Image", result.image)
+        parsed = self.check(name, parameters, masked=mask is not None, kind=InpaintModel)
+        return cast("Image", self._run(name, parsed, image, mask, progress, preview).image)
 
     def process(
         self,
@@ -383,15 +393,15 @@ class ModelManager:
         progress: Progress | None = None,
     ) -> Image:
         """Make an image from an image; see `ImageModel`."""
-        self.check_kind(name, ImageModel, "image")
-        return cast("Image", self.run(name, image, parameters=parameters, progress=progress).image)
+        parsed = self.check(name, parameters, masked=False, kind=ImageModel)
+        return cast("Image", self._run(name, parsed, image, progress=progress).image)
 
     def segment(
         self, name: str, image: Image, parameters: ParametersLike = None, *, progress: Progress | None = None
     ) -> Mask:
         """Find a mask in an image: `Result.mask` of what a `MaskModel` gives."""
-        self.check_kind(name, MaskModel, "masks")
-        return cast("Mask", self.run(name, image, parameters=parameters, progress=progress).mask)
+        parsed = self.check(name, parameters, masked=False, kind=MaskModel)
+        return cast("Mask", self._run(name, parsed, image, progress=progress).mask)
 
     def chain(
         self,
@@ -417,8 +427,9 @@ class ModelManager:
         The image is not copied, and is not to be written to. Raises `ModelNameError` for a model of another kind,
         `InputError` for an image that is none; nothing is loaded before the first call.
         """
-        self.check_kind(name, MaskModel, "masks")
-        self._check_usable(self.find(name))
+        info = self.find(name)
+        _check_kind(name, info.task, MaskModel)
+        self._check_usable(info)
         return Session(self, name, image)
 
     def parse(self, name: str, parameters: ParametersLike = None) -> Parameters:
@@ -428,33 +439,28 @@ class ModelManager:
         """
         return self.find(name).parameters.parse(parameters)
 
-    def check(self, name: str, parameters: ParametersLike = None, *, masked: bool) -> Parameters:
-        """Check what a model is to be run with, and whether it takes a mask; nothing is loaded.
+    def check(
+        self,
+        name: str,
+        parameters: ParametersLike = None,
+        *,
+        masked: bool,
+        kind: type[Model] | None = None,
+    ) -> Parameters:
+        """Check what a model is to be run with, whether it takes a mask, and is of a kind; nothing is loaded.
 
-        Raises what `parse` raises, and `InputError`.
+        Raises what `parse` raises, `ModelNameError` for another kind, and `InputError`.
         """
         info = self.find(name)
-        task, parsed = info.task, info.parameters.parse(parameters)
+        task = info.task
+        if kind is not None:
+            _check_kind(name, task, kind)
+        parsed = info.parameters.parse(parameters)
         if task.takes_mask and not masked and getattr(parsed, "mask_input", None) is None:
             raise InputError(f"{name} takes a mask, and none was given: its task is {task}", "Pass one")
         if masked and model_class(task) is ImageModel:
             raise InputError(f"{name} takes no mask, and one was given: its task is {task}", "Leave it out")
         return parsed
-
-    def check_kind(self, name: str, kind: type[Model], gives: str) -> None:
-        """Raise `ModelNameError` unless a model is of that kind, and its task says that it gives that."""
-        task = self.find(name).task
-        if model_class(task) is not kind:
-            raise ModelNameError(
-                f"{name} is no {kind.__name__}: its task is {task}",
-                "Call `run`, which runs any model; or an InpaintModel by inpaint, an ImageModel by process, a "
-                f"MaskModel by segment. A plugin announces {kind.__name__}s with {_tasks_of(kind)}",
-            )
-        if gives not in task.gives:
-            raise ModelNameError(
-                f"{name} gives {' and '.join(task.gives)}, no {gives}: its task is {task}",
-                "Call `run`, which returns all that it gives",
-            )
 
     def check_room(self, name: str, *, variant: Hashable | None = None) -> None:
         """Raise what would keep a model from being loaded, as far as that can be known; its weights are fetched.
@@ -484,16 +490,16 @@ class ModelManager:
         with self._turn(lease, model) as turn, call_progress(progress, is_call=True):
             turn.context = contextvars.copy_context()
             try:
-                result = run(model)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                _logger.warning("%s ran out of memory; trying again without what is idle", lease.key)
-            else:
+                try:
+                    return run(model)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    _logger.warning("%s ran out of memory; trying again without what is idle", lease.key)
+                self.pool.trim(self.context.device)
+                return run(model)
+            finally:
                 self.pool.recharge(lease)
-                return result
-            self.pool.trim(self.context.device)
-            return run(model)
 
     def _turn(self, lease: Lease[Model], model: Model) -> Turn:
         """Wait until a model may be called; within another's call, that one's slot serves both."""
@@ -507,15 +513,11 @@ class ModelManager:
         """Raise `UnavailableModelError` for a model that can't be used, or that requires one that can't be."""
         if info.full_name in self._usable:
             return
-        for each in self.with_required(info):
+        for each in with_required(info, self.find):
             if each.unavailable:
                 through = "" if each == info else f", which {info.name} requires,"
                 raise UnavailableModelError(f"{each.name}{through} can't be used yet: {each.unavailable}")
         self._usable.add(info.full_name)
-
-    def with_required(self, info: ModelInfo) -> list[ModelInfo]:
-        """Return a model and those that it requires. Raises `UnavailableModelError` if one is missing."""
-        return with_required(info, self.find)
 
     def _key(
         self, name: str, weights: Mapping[str, Path] | None = None, variant: Hashable | None = None
@@ -648,7 +650,7 @@ class ModelManager:
         context = replace(
             self.context,
             models=models,
-            data_dir=self.store.root / "plugins" / info.distribution / info.plugin_name,
+            data_dir=self.store.data_dir(info),
             share=share,
             index=self._index,
             weights=path_of,
@@ -686,6 +688,22 @@ class ModelManager:
         model.info, model.parameters_class, model.task = info, info.parameters, info.task
         model.host_models = models
         return model
+
+
+def _check_kind(name: str, task: Task, kind: type[Model]) -> None:
+    """Raise `ModelNameError` unless a task is for models of that kind, and gives what is asked of them."""
+    if model_class(task) is not kind:
+        raise ModelNameError(
+            f"{name} is no {kind.__name__}: its task is {task}",
+            "Call `run`, which runs any model; or an InpaintModel by inpaint, an ImageModel by process, a "
+            f"MaskModel by segment. A plugin announces {kind.__name__}s with {_tasks_of(kind)}",
+        )
+    gives = "masks" if kind is MaskModel else "image"
+    if gives not in task.gives:
+        raise ModelNameError(
+            f"{name} gives {' and '.join(task.gives)}, no {gives}: its task is {task}",
+            "Call `run`, which returns all that it gives",
+        )
 
 
 def _tasks_of(kind: type) -> str:

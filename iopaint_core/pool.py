@@ -170,8 +170,8 @@ class ModelPool(Generic[M]):
     def recharge(self, lease: Lease[M]) -> None:
         """Charge what a leased model takes by now, which may be more or less than when it was loaded."""
         entry = lease._entry
-        measure = entry.component.measure
-        if measure is None or (nbytes := measure(entry.value)) == entry.nbytes:
+        measure, value = entry.component.measure, entry.value
+        if measure is None or value is None or (nbytes := measure(value)) == entry.nbytes:
             return
         with self._lock:
             self._table.recharge(entry, nbytes)

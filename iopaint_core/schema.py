@@ -75,7 +75,7 @@ class Task:
                 f"invalid task: expected a name such as 'depth' or 'remove-haze', got {self.name!r}",
                 "Take lower-case letters, digits, hyphens",
             )
-        gives = (self.gives,) if isinstance(self.gives, str) else tuple(self.gives)
+        gives = tuple(self.gives) if isinstance(self.gives, (tuple, list)) else (self.gives,)
         wrong = [name for name in gives if name not in RESULT_FIELDS]
         if wrong or not gives:
             found = wrong[0] if wrong else "nothing"
@@ -248,7 +248,7 @@ class ModelInfo:
                 raise PluginError(f"{name} expected str, got {type(value).__name__}", "Give it as text")
         if self.requires:
             names = self.requires
-            if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+            if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) and name for name in names):
                 raise PluginError(
                     f"requires expected names of models, got {names!r}", "Give a tuple: requires=('lama',)"
                 )

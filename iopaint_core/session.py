@@ -121,7 +121,10 @@ def nbytes_of(state: object) -> int:
             return sum(map(count, value.values()))
         if isinstance(value, (list, tuple, set, frozenset)):
             return sum(map(count, value))
-        return len(value) if isinstance(value, bytes) else sum(map(count, getattr(value, "__dict__", {}).values()))
+        if isinstance(value, bytes):
+            return len(value)
+        slots = (getattr(value, name, None) for name in getattr(type(value), "__slots__", ()))
+        return sum(map(count, (*getattr(value, "__dict__", {}).values(), *slots)))
 
     return count(state)
 

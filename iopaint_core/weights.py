@@ -86,6 +86,11 @@ class WeightStore:
         """Where a file of a model is to be put by hand, or comes when it is fetched from a URL."""
         return self.root / "weights" / re.sub(r"[^\w.-]", "_", info.plugin_name or "_") / file.filename
 
+    def data_dir(self, info: ModelInfo) -> Path:
+        """Return the folder of a model's plugin for what it wants to keep; it may not exist yet."""
+        distribution, plugin = (re.sub(r"[^\w-]", "_", name) for name in (info.distribution, info.plugin_name))
+        return self.root / "plugins" / distribution / plugin
+
     def find(self, info: ModelInfo, file: WeightFile) -> Path | None:
         """A file that has the name and, if it is declared, the size; its content is not looked at."""
         return next(self._candidates(info, declared(file)), None)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 
 import numpy as np
 import pytest
@@ -224,6 +224,8 @@ class TestPool:
         assert nbytes_of({"a": array, "b": [array, (array + 1, b"abc")], "c": "text", "d": 3, "e": None}) == 803
         assert nbytes_of(State(array, [])) == 400
         assert nbytes_of(type("Own", (), {"nbytes": 12})()) == 12
+        slotted = make_dataclass("Slotted", ["array", "other"], slots=True)
+        assert nbytes_of(slotted(array, array + 1)) == 800
 
 
 class TestBadInput:

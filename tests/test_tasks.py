@@ -18,11 +18,14 @@ from iopaint_core import (
     InpaintModel,
     InpaintParameters,
     InputError,
+    LoadContext,
     MaskModel,
     MaskParameters,
+    ModelManager,
     ModelNameError,
     ModelOutputError,
     PluginError,
+    PluginManager,
     Result,
     Task,
 )
@@ -245,6 +248,24 @@ def test_the_guides_example_is_run():
     assert np.allclose(result.maps["depth"], 1 - IMAGE.min(axis=2) / 255)
 
 
+def test_a_plugin_has_a_folder_of_its_own(tmp_path):
+    folders = []
+
+    class Keeping(Depth):
+        def __init__(self, context):
+            folders.append(context.data_dir)
+
+    plugins = PluginManager(allow=[])
+    for distribution, name in (("host", "keeping"), ("/home/user/plugins", "keeping"), ("..", "..")):
+        plugins.register(OneModel("depth", Keeping, task=DEPTH), name, distribution=distribution)
+    manager = ModelManager(plugins, context=LoadContext(cache=tmp_path / "home"))
+    for info in manager.scan().models:
+        manager.run(info.full_name, IMAGE)
+    assert len(set(folders)) == 3
+    assert all(folder.resolve().is_relative_to(tmp_path / "home" / "plugins") for folder in folders)
+    assert not any(folder.exists() for folder in folders), "it is the plugin that makes it"
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("name", "options", "told"),
@@ -408,6 +429,20 @@ class TestCommandLine:
             assert line in text.splitlines()
         unknown = run("describe", "deph")
         assert (unknown.returncode, "Did you mean depth?" in unknown.stderr) == (2, True)
+
+    def test_a_missing_requirement_costs_its_own_model_alone(self, run, tmp_path):
+        (tmp_path / "plugins" / "needs.py").write_text(
+            "from iopaint_core import ModelInfo, hookimpl\n"
+            "@hookimpl\n"
+            "def iopaint_available_models(): return [ModelInfo(name='needs', requires=['nobody'])]\n"
+            "@hookimpl\n"
+            "def iopaint_load_model(info, context): pass\n"
+        )
+        done = run("download", "needs", "depth", "find")
+        assert done.returncode == 1
+        assert "Error: needs requires the model 'nobody': No plugin announces a model named nobody" in done.stderr
+        assert {"depth: is here", "find: is here"} <= set(done.stderr.splitlines())
+        assert "needs" in run("list", "--missing").stdout
 
     def test_a_task_of_a_third_party_is_one_to_download(self, run):
         assert run("download", "--all", "--task", "depth").returncode == 0
