@@ -464,11 +464,10 @@ def check_image(image: Image) -> None:
     """Raise `InputError` unless it is an image: RGB, `uint8`, `(H, W, 3)`."""
     import numpy as np
 
-    found = _describe(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"The image is {found}", "Pass RGB as a uint8 array of shape (H, W, 3)")
+        raise InputError(f"The image is {_describe(image)}", "Pass RGB as a uint8 array of shape (H, W, 3)")
     if not image.size:
-        raise InputError(f"The image is {found}: it has no pixels", "Pass at least one pixel")
+        raise InputError(f"The image is {_describe(image)}: it has no pixels", "Pass at least one pixel")
 
 
 def check_mask(mask: Mask, image: Image, name: str = "mask") -> None:

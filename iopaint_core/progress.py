@@ -7,7 +7,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 Progress = Callable[[int, int], None]
 """Called with (step, total) while a model works; what it raises cancels the work."""
@@ -18,13 +18,13 @@ _logger = logging.getLogger(__name__)
 class _Call:
     """A call that a host made, and what its `progress` was told so far."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, is_call: bool) -> None:
         self.progress = progress
         self.total = 0
         """Set by the first report."""
         self.done = 0.0
         """Fraction of the work."""
-        self.innermost = _Part(self, 0.0, 1.0)
+        self.innermost = _Part(self, 0.0, 1.0, is_call)
         self._lock = threading.RLock()  # what a callback does may report, too
 
     def report(self, done: float, total: int) -> None:
@@ -122,16 +122,16 @@ def call_progress(progress: Progress | None, *, is_call: bool = False) -> Iterat
     """
     outer = _part.get()
     if outer is not None and progress is None:
-        inner = outer
+        start, end = outer.start, outer.end
         if not outer.is_call:
-            done = min(max(outer.start, outer.call.done), outer.end)
-            inner = _Part(outer.call, done, done + (outer.end - done) / 2)
-        with _within(replace(inner, is_call=is_call)):
+            start = min(max(start, outer.call.done), end)
+            end = start + (end - start) / 2
+        inner = _Part(outer.call, start, end, is_call)
+        with _within(inner):
             yield
             inner.finish()
         return
-    call = _Call(progress)
-    call.innermost = replace(call.innermost, is_call=is_call)
+    call = _Call(progress, is_call)
     _calls.add(call)
     try:
         with _within(call.innermost):
