@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2
+export PYTHONDONTWRITEBYTECODE := # tests are compiled once, not by each worker each time
 
 .PHONY: demo test test-fast test-deep parity lint bench bench-checkpoints bench-diffusion bench-pool wheel clean
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 _SERVER = """
-import email.policy, email.parser, json, os, random, socket, sys, tempfile, zipfile
+import email.policy, email.parser, gc, json, os, random, socket, sys, tempfile, zipfile
 import cv2, filelock, httpx, importlib_metadata, numpy, PIL.Image, platformdirs.unix, pydantic
 import iopaint_core.batch, iopaint_core.manager
 import iopaint_plugins.diffusion, iopaint_plugins.lama, iopaint_plugins.opencv
@@ -18,6 +18,7 @@ from iopaint_core import cli
 
 PIL.Image.preinit()
 importlib_metadata.metadata("click")
+gc.freeze()  # or the end of each process visits, and so copies, all that was imported
 for line in sys.stdin:
     job = json.loads(line)
     if not (child := os.fork()):

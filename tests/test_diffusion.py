@@ -516,7 +516,7 @@ class TestThreads:
             replace(
                 REQUEST, sd_sampler=samplers[i % 4], sd_seed=i % 5, sd_steps=1, sd_strength=1.0, loras=loras[i % 3]
             )
-            for i in range(rounds // 3)
+            for i in range(rounds // 5)
         ]
         tasks = [
             (name, requests[i % len(requests)]) for i in range(rounds) for name in ("model", "two", "three", "four")
