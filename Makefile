@@ -3,7 +3,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 export PYTHONDONTWRITEBYTECODE := # tests are compiled once, not by each worker each time
 
-.PHONY: demo test test-fast test-deep parity lint bench bench-checkpoints bench-diffusion bench-pool wheel clean
+.PHONY: demo test test-fast test-deep parity lint bench bench-calls bench-checkpoints bench-diffusion bench-pool wheel clean
 
 demo: .venv/base  ## Remove an object from a photograph.
 	@mkdir -p demo
@@ -37,6 +37,9 @@ wheel: dist/built  ## Build sdist and wheel, and try the wheel in an empty envir
 
 bench:  ## Measure against IOPaint 1.6.0; the first run sets up two environments of 6 GB.
 	$(PYTHON) benchmarks/run.py --setup
+
+bench-calls: .venv/base  ## Measure further clicks on a large image, and calls of a web service.
+	$(BIN)/python benchmarks/calls.py
 
 bench-checkpoints:  ## Measure how checkpoints are told apart, in the environments of `make bench`.
 	$(PYTHON) benchmarks/checkpoints.py
