@@ -143,7 +143,7 @@ def describe_model(plugins_dir: Path | None, model: str, as_json: bool) -> None:
         for file in info.weights
     ]
     own = [name for name in info.parameters.names() if name not in info.parameters.framework_names()]
-    described["parameters"] = [*own, f"and those of every such model: `iopaint-core parameters {model}`"]
+    described["parameters"] = [*own, f"those of every such model: `iopaint-core parameters {model}`"]
     for name, value in described.items():
         words = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
         shown = ", ".join(map(str, words)) if isinstance(words, list) else words

@@ -30,6 +30,8 @@ _MODELS = {
             env="LAMA_MODEL",
         ),
         "Apache-2.0",
+        "LaMa",
+        "Erases large objects: a network with Fourier convolutions, which goes on with what repeats.",
     ),
     "anime-lama": (
         WeightFile(
@@ -39,6 +41,8 @@ _MODELS = {
             env="ANIME_LAMA_MODEL",
         ),
         f"{_RELEASES}/tag/AnimeMangaInpainting",
+        "LaMa for anime",
+        "Erases objects from drawings: LaMa, trained on anime and manga.",
     ),
 }
 
@@ -74,8 +78,17 @@ def iopaint_available_models() -> list[ModelInfo]:
     """Announce `lama` and `anime-lama`."""
     unavailable = missing_packages("torch", install="pip install 'iopaint-core[restore]'")
     return [
-        ModelInfo(name=name, type=ModelType.INPAINT, weights=(file,), license=terms, unavailable=unavailable)
-        for name, (file, terms) in _MODELS.items()
+        ModelInfo(
+            name=name,
+            type=ModelType.INPAINT,
+            weights=(file,),
+            license=terms,
+            unavailable=unavailable,
+            title=title,
+            description=description,
+            homepage="https://github.com/advimman/lama",
+        )
+        for name, (file, terms, title, description) in _MODELS.items()
     ]
 
 

@@ -57,7 +57,17 @@ class CV2(InpaintModel[CV2Parameters]):
 @hookimpl
 def iopaint_available_models() -> list[ModelInfo]:
     """Announce `cv2`."""
-    return [ModelInfo(name="cv2", type=ModelType.INPAINT, license="Apache-2.0", parameters=CV2Parameters)]
+    return [
+        ModelInfo(
+            name="cv2",
+            type=ModelType.INPAINT,
+            license="Apache-2.0",
+            parameters=CV2Parameters,
+            title="OpenCV",
+            description="Fills a hole from its edge inwards: small scratches and spots, with nothing to download.",
+            homepage="https://docs.opencv.org/4.x/df/d3d/tutorial_py_inpainting.html",
+        )
+    ]
 
 
 @hookimpl
