@@ -35,16 +35,16 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Hand out the tests of the package in one piece, and first: they share an environment, and take long.
+    """Hand out some files in one piece, and first: their tests take long, and share what takes long to make.
 
-    Others are handed out one by one. Marks of `xdist_group` would get lost: pytest-dev/pytest-xdist#1386.
+    Tests of others are handed out one by one. Marks of `xdist_group` would get lost: pytest-dev/pytest-xdist#1386.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
-            return path if path.endswith("test_package.py") else nodeid
+            return path if path.endswith(("test_package.py", "test_diffusion.py")) else nodeid
 
     return Scheduling(config, log) if config.option.dist == "load" else None
 

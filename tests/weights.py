@@ -1,7 +1,10 @@
 """Small weights in the published formats, made with the libraries that read them."""
 
+import functools
 import hashlib
 import shutil
+import tempfile
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from iopaint_core import LoadContext, ModelPool, module_component
 
 VAE_FILE = "diffusion_pytorch_model.safetensors"
+_session = tempfile.TemporaryDirectory(prefix="weights-")
 
 
 def make_vae(seed=0, **config):
@@ -32,11 +36,18 @@ def make_text_encoder(seed=0):
     return CLIPTextModel(config).eval()
 
 
-def save_model(folder, seed=0):
-    """A folder with a VAE and a text encoder, as diffusers lays it out."""
+@functools.cache
+def _saved(seed):
+    """The folder of `save_model`: made once a session, and only read after that."""
+    folder = Path(tempfile.mkdtemp(dir=_session.name))
     make_vae(seed).save_pretrained(folder / "vae")
     make_text_encoder(seed).save_pretrained(folder / "text_encoder")
     return folder
+
+
+def save_model(folder, seed=0):
+    """A folder with a VAE and a text encoder, as diffusers lays it out."""
+    return shutil.copytree(_saved(seed), folder, dirs_exist_ok=True)
 
 
 def hub_cache(folder, source, name="a/b"):
