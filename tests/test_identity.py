@@ -335,8 +335,6 @@ def test_a_blob_of_hugging_face_is_known_by_its_name_alone(model, context, monke
     assert one == two
 
 
-
-
 class TestMemory:
     @pytest.fixture
     def files(self, model):

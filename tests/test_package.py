@@ -141,6 +141,19 @@ def environment(built, tmp_path_factory):
     environment.commands.close()
 
 
+EXAMPLES = ["iopaint-blur", "iopaint-depth", "iopaint-wand", "iopaint-tidy", "iopaint-service"]
+
+
+@pytest.fixture(scope="module")
+def examples(environment, tmp_path_factory):
+    """The environment with all packages of `examples/` installed."""
+    folder = tmp_path_factory.mktemp("examples")
+    for name in EXAMPLES:
+        shutil.copytree(ROOT / "examples" / name, folder / name)
+    environment.pip("install", *wheels(folder / "dist", *(folder / name for name in EXAMPLES)))
+    return environment
+
+
 def test_the_wheel_holds_both_packages_and_the_licence(built):
     with zipfile.ZipFile(built[0]) as wheel:
         names = set(wheel.namelist())
@@ -185,17 +198,10 @@ def test_the_wheel_works_in_an_empty_environment(environment):
     assert not {"torch", "diffusers", "transformers"} & {line.split("==")[0] for line in installed.splitlines()}
 
 
-def test_a_third_partys_package_is_found_loaded_and_run(environment, tmp_path):
-    source = tmp_path / "iopaint-blur"
-    shutil.copytree(ROOT / "examples" / "iopaint-blur", source)
-    environment.pip("install", *wheels(tmp_path / "dist", source))
-    try:
-        assert {"blur", "cv2"} <= set(environment.names())
-        environment.script("run", "--model", "blur", "--image", PHOTO, "--mask", MASK, "--output", "blurred.png")
-        assert (environment.elsewhere / "blurred.png").exists()
-    finally:
-        environment.pip("uninstall", "--yes", "iopaint-blur")
-    assert "blur" not in environment.names()
+def test_a_third_partys_package_is_found_loaded_and_run(examples):
+    assert {"blur", "cv2"} <= set(examples.names())
+    examples.script("run", "--model", "blur", "--image", PHOTO, "--mask", MASK, "--output", "blurred.png")
+    assert (examples.elsewhere / "blurred.png").exists()
 
 
 TIDIED = """
@@ -234,30 +240,23 @@ with ModelManager() as manager:
 """
 
 
-def test_the_packages_for_a_new_task_for_clicks_and_for_a_model_made_of_models_work(environment, tmp_path):
-    names = ["iopaint-depth", "iopaint-wand", "iopaint-tidy", "iopaint-blur"]
-    for name in names:
-        shutil.copytree(ROOT / "examples" / name, tmp_path / name)
-    environment.pip("install", *wheels(tmp_path / "dist", *(tmp_path / name for name in names)))
-    try:
-        for output in ("depth.png", "depth.npy"):
-            environment("run", "--model", "depth", "--image", PHOTO, "--output", output, "-p", "patch=7")
-        image = read_picture(PHOTO).rgb
-        depth = np.load(environment.elsewhere / "depth.npy")
-        drawn = cv2.imread(str(environment.elsewhere / "depth.png"), cv2.IMREAD_UNCHANGED)
-        assert (depth.shape, depth.dtype) == (image.shape[:2], np.float32)
-        assert (drawn.shape, drawn.dtype, drawn.min(), drawn.max()) == (depth.shape, np.uint16, 0, 65535)
-        described = json.loads(environment("describe", "depth", "--json"))
-        assert (described["task"], described["gives"]) == ("depth", ["maps"])
-        assert {"patch", "haze_kept", "smoothing"} <= set(described["parameters"]["properties"])
-        clicks = ("-p", "clicks=[[440, 390, 1]]")
-        environment("run", "--model", "tidy", "--image", PHOTO, "--output", "tidy.png", *clicks)
-        changed = (read_picture(environment.elsewhere / "tidy.png").rgb != image).any(axis=-1)
-        assert changed[390, 440]
-        assert not changed.all()
-        run(environment.bin / "python", "-c", TIDIED, PHOTO, cwd=environment.elsewhere)
-    finally:
-        environment.pip("uninstall", "--yes", *names)
+def test_the_packages_for_a_new_task_for_clicks_and_for_a_model_made_of_models_work(examples):
+    for output in ("depth.png", "depth.npy"):
+        examples("run", "--model", "depth", "--image", PHOTO, "--output", output, "-p", "patch=7")
+    image = read_picture(PHOTO).rgb
+    depth = np.load(examples.elsewhere / "depth.npy")
+    drawn = cv2.imread(str(examples.elsewhere / "depth.png"), cv2.IMREAD_UNCHANGED)
+    assert (depth.shape, depth.dtype) == (image.shape[:2], np.float32)
+    assert (drawn.shape, drawn.dtype, drawn.min(), drawn.max()) == (depth.shape, np.uint16, 0, 65535)
+    described = json.loads(examples("describe", "depth", "--json"))
+    assert (described["task"], described["gives"]) == ("depth", ["maps"])
+    assert {"patch", "haze_kept", "smoothing"} <= set(described["parameters"]["properties"])
+    clicks = ("-p", "clicks=[[440, 390, 1]]")
+    examples("run", "--model", "tidy", "--image", PHOTO, "--output", "tidy.png", *clicks)
+    changed = (read_picture(examples.elsewhere / "tidy.png").rgb != image).any(axis=-1)
+    assert changed[390, 440]
+    assert not changed.all()
+    run(examples.bin / "python", "-c", TIDIED, PHOTO, cwd=examples.elsewhere)
 
 
 HOST = """
@@ -317,14 +316,14 @@ def erasing_service():
 
 
 def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_never_shown(
-    environment, tmp_path, monkeypatch, erasing_service
+    examples, tmp_path, monkeypatch, erasing_service
 ):
     url, key, asked = erasing_service
     monkeypatch.setenv("IOPAINT_HOME", str(tmp_path / "home"))
     told = []
 
     def call(*command):
-        done = environment.commands(*command, environment=surroundings(), folder=tmp_path)
+        done = examples.commands(*command, environment=surroundings(), folder=tmp_path)
         told.append(done.stdout + done.stderr)
         return done.returncode
 
@@ -332,77 +331,65 @@ def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_nev
         files = ("--image", PHOTO, "--mask", MASK, "--output", output)
         return call("-v", "run", "--model", model, *files, *options)
 
-    source = tmp_path / "iopaint-service"
-    shutil.copytree(ROOT / "examples" / "iopaint-service", source)
-    environment.pip("install", *wheels(tmp_path / "dist", source))
-    try:
-        assert repair("-o", f"url={url}") == 1
-        assert "service-erase needs a key. Set IOPAINT_SERVICE_API_KEY." in told[-1]
-        assert repair("-o", f"url={url}", "-o", f"api_key={key}") == 0, told[-1]
-        assert (read_picture(tmp_path / "out.png").rgb == (0, 255, 0)).all(axis=-1).sum() > 1000
-        monkeypatch.setenv("IOPAINT_SERVICE_API_KEY", f"{key}\n")
-        given = {"wish": "grass", "style": "drawing", "detail": "0.25", "tries": "3", "grain": "false"}
-        chosen = [text for name, value in given.items() for text in ("-p", f"{name}={value}")]
-        assert repair("-o", f"url={url}", *chosen, output="again.png") == 0
-        assert asked[-1] == given
-        assert call("parameters", "service-erase") == 0
-        assert all(
-            text in told[-1] for text in (*given, "photo", "drawing", "How much of it to invent: 0 is smooth.")
-        )
-        assert repair("-p", "detail=2") == repair("-p", "stile=photo") == repair("-p", "tries=many") == 2
-        assert "did you mean style?" in told[-2]
-        assert repair("-o", f"url={url}nowhere", output="not.png") == 1
-        assert f"Error: {url}nowhere gave no picture: Client error '404" in told[-1]
-        assert repair("-o", f"timeout={key}") == 2
-        assert "'timeout' is str: Input should be a valid number" in told[-1]
-        assert repair("-o", f"api_kee={key}") == 2
-        assert repair(model="biharmonic") == 1
-        assert (
-            "biharmonic can't be used yet: skimage is not installed: pip install 'iopaint-service[local]'"
-            in told[-1]
-        )
-        assert call("list") == call("list", "--json") == 0
-        assert "skimage is not installed" in told[-2]
-        assert call("doctor") == 0
-        assert "Can't be used yet: biharmonic: skimage is not installed" in told[-1]
-        assert "Can't be used yet: anime-lama, lama: torch is not installed" in told[-1]
-        (tmp_path / "home").mkdir(exist_ok=True)
-        (tmp_path / "home" / "options.toml").write_text(f'[service]\ntimeout = "{key}"\n')
-        assert call("doctor") == 1
-        assert repair() == 2
-        (tmp_path / "home" / "options.toml").unlink()
-        host = [environment.bin / "python", "-c", HOST, PHOTO, MASK, url, key]
-        done = subprocess.run(host, capture_output=True, text=True, check=True, env=surroundings(), cwd=tmp_path)
-        told.append(done.stdout + done.stderr)
-        assert told[-1].startswith("True\nTrue\n")
-        assert asked[-1] == {"wish": "", "style": "photo", "detail": "0.75", "tries": "1", "grain": "true"}
-        assert "gave no picture" in told[-1]
-        assert "'api_key' is list: Input should be a valid string" in told[-1]
-        assert "Secret('**********')" in told[-1]
-        assert not [text for text in told if key in text]
-    finally:
-        environment.pip("uninstall", "--yes", "iopaint-service")
+    assert repair("-o", f"url={url}") == 1
+    assert "service-erase needs a key. Set IOPAINT_SERVICE_API_KEY." in told[-1]
+    assert repair("-o", f"url={url}", "-o", f"api_key={key}") == 0, told[-1]
+    assert (read_picture(tmp_path / "out.png").rgb == (0, 255, 0)).all(axis=-1).sum() > 1000
+    monkeypatch.setenv("IOPAINT_SERVICE_API_KEY", f"{key}\n")
+    given = {"wish": "grass", "style": "drawing", "detail": "0.25", "tries": "3", "grain": "false"}
+    chosen = [text for name, value in given.items() for text in ("-p", f"{name}={value}")]
+    assert repair("-o", f"url={url}", *chosen, output="again.png") == 0
+    assert asked[-1] == given
+    assert call("parameters", "service-erase") == 0
+    assert all(text in told[-1] for text in (*given, "photo", "drawing", "How much of it to invent: 0 is smooth."))
+    assert repair("-p", "detail=2") == repair("-p", "stile=photo") == repair("-p", "tries=many") == 2
+    assert "did you mean style?" in told[-2]
+    assert repair("-o", f"url={url}nowhere", output="not.png") == 1
+    assert f"Error: {url}nowhere gave no picture: Client error '404" in told[-1]
+    assert repair("-o", f"timeout={key}") == 2
+    assert "'timeout' is str: Input should be a valid number" in told[-1]
+    assert repair("-o", f"api_kee={key}") == 2
+    assert repair(model="biharmonic") == 1
+    assert (
+        "biharmonic can't be used yet: skimage is not installed: pip install 'iopaint-service[local]'" in told[-1]
+    )
+    assert call("list") == call("list", "--json") == 0
+    assert "skimage is not installed" in told[-2]
+    assert call("doctor") == 0
+    assert "Can't be used yet: biharmonic: skimage is not installed" in told[-1]
+    assert "Can't be used yet: anime-lama, lama: torch is not installed" in told[-1]
+    (tmp_path / "home").mkdir(exist_ok=True)
+    (tmp_path / "home" / "options.toml").write_text(f'[service]\ntimeout = "{key}"\n')
+    assert call("doctor") == 1
+    assert repair() == 2
+    (tmp_path / "home" / "options.toml").unlink()
+    host = [examples.bin / "python", "-c", HOST, PHOTO, MASK, url, key]
+    done = subprocess.run(host, capture_output=True, text=True, check=True, env=surroundings(), cwd=tmp_path)
+    told.append(done.stdout + done.stderr)
+    assert told[-1].startswith("True\nTrue\n")
+    assert asked[-1] == {"wish": "", "style": "photo", "detail": "0.75", "tries": "1", "grain": "true"}
+    assert "gave no picture" in told[-1]
+    assert "'api_key' is list: Input should be a valid string" in told[-1]
+    assert "Secret('**********')" in told[-1]
+    assert not [text for text in told if key in text]
 
 
-def test_broken_packages_cost_their_own_models_alone_and_are_named(environment, tmp_path):
+def test_broken_packages_cost_their_own_models_alone_and_are_named(examples, tmp_path):
     for distribution, (version, module, source) in BROKEN.items():
         folder = tmp_path / distribution
         folder.mkdir()
         (folder / "pyproject.toml").write_text(ENTRY.format(distribution, version, module))
         (folder / f"{module}.py").write_text(source)
-    shutil.copytree(ROOT / "examples" / "iopaint-blur", tmp_path / "iopaint-blur")
-    sources = [tmp_path / name for name in (*BROKEN, "iopaint-blur")]
-    environment.pip("install", *wheels(tmp_path / "dist", *sources))
+    examples.pip("install", *wheels(tmp_path / "dist", *(tmp_path / name for name in BROKEN)))
     try:
-        assert {"blur", "cv2"} <= set(environment.names())
+        assert {"blur", "cv2"} <= set(examples.names())
         for model in ("cv2", "blur"):
-            environment(
-                "run", "--model", model, "--image", PHOTO, "--mask", MASK, "--output", f"{model}-beside.png"
-            )
-            assert (environment.elsewhere / f"{model}-beside.png").exists()
-        report = json.loads(environment("plugins", "--json"))
+            examples("run", "--model", model, "--image", PHOTO, "--mask", MASK, "--output", f"{model}-beside.png")
+            assert (examples.elsewhere / f"{model}-beside.png").exists()
+        report = json.loads(examples("plugins", "--json"))
     finally:
-        environment.pip("uninstall", "--yes", *BROKEN, "iopaint-blur")
+        examples.pip("uninstall", "--yes", *BROKEN)
+    assert not json.loads(examples("plugins", "--json"))["problems"]
     told = {problem["distribution"]: problem for problem in report["problems"]}
     assert {name: problem["version"] for name, problem in told.items()} == {
         name: version for name, (version, _, _) in BROKEN.items()
@@ -412,7 +399,7 @@ def test_broken_packages_cost_their_own_models_alone_and_are_named(environment, 
     assert "did you mean iopaint_available_models?" in told["acme-misspelled"]["error"]
     assert all(problem["remedy"] for problem in told.values())
     statuses = {plugin["distribution"]: plugin["status"] for plugin in report["plugins"]}
-    assert statuses == {"iopaint-core": "active", "iopaint-blur": "active"} | dict.fromkeys(BROKEN, "failed")
+    assert statuses == dict.fromkeys(["iopaint-core", *EXAMPLES], "active") | dict.fromkeys(BROKEN, "failed")
 
 
 def test_typed_hosts_see_the_types(environment, tmp_path):
