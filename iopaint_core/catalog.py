@@ -15,6 +15,7 @@ from iopaint_core.errors import (
 )
 from iopaint_core.plugins import REMEDIES, PluginManager
 from iopaint_core.schema import ModelInfo, ModelType, PluginInfo, Problem, Stage, Task
+from iopaint_core.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -113,18 +114,16 @@ def _accept(plugin: PluginInfo, task: Task, announced: list[object], problems: l
     accepted: dict[str, ModelInfo] = {}
     for info in announced:
         try:
-            if not isinstance(info, ModelInfo):
-                fault = f"a {type(info).__name__}, which is no ModelInfo"
-            elif not isinstance(info.name, str) or not info.name.strip() or ":" in info.name:
-                fault = "a model whose name is no text, empty, or holds a colon"
-            elif not isinstance(info.type, ModelType) or not isinstance(info.task or task, Task):
-                fault = f"{info.name}, whose type is no ModelType or whose task is no Task"
-            elif info.name in accepted:
-                fault = f"{info.name} a second time"
-            else:
-                accepted[info.name] = info.announced_by(plugin, task)
-                continue
-            raise PluginError(f"it announces {fault}")
+            if type(info) is not ModelInfo:
+                raise PluginError(
+                    f"it announces {shown(info)}, expected a ModelInfo, and none of a subclass",
+                    f"Make it so: ModelInfo(name=...). {REMEDIES[Stage.SCAN]}",
+                )
+            if type(task) is not Task:
+                raise PluginError(f"the task of its BasePlugin is {shown(task)}, expected a Task")
+            if info.name in accepted:
+                raise PluginError(f"it announces {info.name} a second time")
+            accepted[info.name] = info.announced_by(plugin, task)
         except PluginError as error:
             remedy = error.remedy or REMEDIES[Stage.SCAN]
             problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, NoReturn
 
 from iopaint_core.errors import PluginError
+from iopaint_core.values import compares_by_identity, is_a, type_name
 
 if TYPE_CHECKING:
     from typing import Self
@@ -90,9 +91,15 @@ def option_names(options: type[LoadOptions]) -> list[str]:
 
 def check_options_class(options: object) -> None:
     """Raise `PluginError` unless this is a frozen dataclass of options that all have a default."""
-    if not isinstance(options, type) or not issubclass(options, LoadOptions):
-        found = options.__name__ if isinstance(options, type) else type(options).__name__
-        raise PluginError(f"load_options expected a subclass of LoadOptions, got {found}", "Pass the class itself")
+    if not is_a(options, type) or not isinstance(options, type) or not issubclass(options, LoadOptions):
+        raise PluginError(
+            f"load_options expected a subclass of LoadOptions, got {type_name(options)}", "Pass the class itself"
+        )
+    if not compares_by_identity(options):
+        raise PluginError(
+            f"load_options expected a plain class, and the metaclass of {options.__name__} compares in its own way",
+            "Leave out __eq__ and __hash__ there",
+        )
     parameters = vars(options).get("__dataclass_params__")
     if parameters is None or not parameters.eq:
         raise PluginError(

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeAlia
 from annotated_types import Ge, Gt, Le
 
 from iopaint_core.errors import PluginError, RequestError, did_you_mean
+from iopaint_core.values import compares_by_identity, is_a, shown
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -417,11 +418,13 @@ def iopaint_flags(parameters: type[Parameters]) -> dict[str, bool]:
 
 def check_declaration(cls: object) -> None:
     """Check a class of parameters as far as that is possible without pydantic. Raises `PluginError`."""
-    if not isinstance(cls, type) or not issubclass(cls, Parameters):
+    if not is_a(cls, type) or not isinstance(cls, type) or not issubclass(cls, Parameters):
         raise PluginError(
-            f"invalid parameters: expected a subclass of Parameters, got {_short.repr(cls)}",
+            f"invalid parameters: expected a subclass of Parameters, got {shown(cls)}",
             "Give the class itself, not an instance",
         )
+    if not compares_by_identity(cls):
+        raise _invalid(cls, "its metaclass compares classes in its own way", "Leave out __eq__ and __hash__ there")
     options: Any = vars(cls).get("__dataclass_params__")
     if options is None or not options.frozen:
         raise _invalid(cls, "it is not a frozen dataclass", "Decorate it with @dataclass(frozen=True)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, PoolE
 from iopaint_core.hookspecs import BasePlugin
 from iopaint_core.reloading import drop_bytecode_of, import_anew
 from iopaint_core.schema import PluginInfo, PluginStatus, Problem, Stage, describe
+from iopaint_core.values import type_name
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "iopaint"
 ANNOUNCE = "iopaint_available_models"
+MOST_MODELS = 100_000
+"""Of one plugin: an iterator without end is a fault of it, and no host waits for ever."""
 HOOKS = (ANNOUNCE, "iopaint_load_model")
 REMEDIES = {
     Stage.CONFIGURE: "Correct the name or install the package",
@@ -461,10 +465,15 @@ def _import_file(path: Path) -> object:
 def _materialise(models: object) -> list[object]:
     if not isinstance(models, Iterable) or isinstance(models, (str, bytes)):
         raise PluginError(
-            f"{ANNOUNCE} returned {type(models).__name__}, not an iterable of ModelInfo",
+            f"{ANNOUNCE} returned {type_name(models)}, not an iterable of ModelInfo",
             "Update the package; its author returns a list: [ModelInfo(...)]",
         )
-    return list(models)
+    announced = list(itertools.islice(models, MOST_MODELS + 1))
+    if len(announced) > MOST_MODELS:
+        raise PluginError(
+            f"{ANNOUNCE} returned more than {MOST_MODELS} models", "Its author announces models that can be loaded"
+        )
+    return announced
 
 
 def _load_remedy(error: BaseException, info: ModelInfo) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +20,7 @@ from iopaint_core.parameters import (
     ParametersClass,
     check_declaration,
 )
+from iopaint_core.values import checked_bool, checked_text, is_a, items, plain, shown, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -70,20 +73,23 @@ class Task:
     """What a result always holds, by the names of the fields of `Result`; it may hold more."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name):
+        if not is_a(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", plain(self.name)):
             raise PluginError(
-                f"invalid task: expected a name such as 'depth' or 'remove-haze', got {self.name!r}",
+                f"invalid task: expected a name such as 'depth' or 'remove-haze', got {shown(self.name)}",
                 "Take lower-case letters, digits, hyphens",
             )
-        gives = tuple(self.gives) if isinstance(self.gives, (tuple, list)) else (self.gives,)
-        wrong = [name for name in gives if name not in RESULT_FIELDS]
+        object.__setattr__(self, "name", plain(self.name))
+        object.__setattr__(self, "takes_mask", checked_bool("invalid task: takes_mask", self.takes_mask))
+        gives = items(self.gives)
+        names = tuple(plain(cast("str", name)) if is_a(name, str) else "" for name in gives)
+        wrong = [value for name, value in zip(names, gives, strict=True) if name not in RESULT_FIELDS]
         if wrong or not gives:
-            found = wrong[0] if wrong else "nothing"
+            found = shown(wrong[0]) if wrong else "nothing"
             raise PluginError(
-                f"invalid task {self.name}: it gives {found!r}, which no Result holds",
+                f"invalid task {self.name}: it gives {found}, which no Result holds",
                 f"Name at least one of {', '.join(RESULT_FIELDS)}",
             )
-        object.__setattr__(self, "gives", gives)
+        object.__setattr__(self, "gives", names)
 
     def __str__(self) -> str:
         return self.name
@@ -169,27 +175,30 @@ class WeightFile:
     `LAMA_MODEL_SHA256` and `LAMA_MODEL_MD5`."""
 
     def __post_init__(self) -> None:
+        for name in ("filename", "url", "repo", "revision", "sha256", "md5", "env"):
+            object.__setattr__(self, name, checked_text(f"invalid WeightFile: {name}", getattr(self, name)))
+        object.__setattr__(self, "runs_code", checked_bool("invalid WeightFile: runs_code", self.runs_code))
         if not self.filename:
             object.__setattr__(self, "filename", self.url.partition("?")[0].rpartition("/")[2])
         for name, length in (("sha256", 64), ("md5", 32)):
             digest = getattr(self, name).lower()
             object.__setattr__(self, name, digest)
             if digest and not re.fullmatch(f"[0-9a-f]{{{length}}}", digest):
-                raise self._wrong(f"its {name} is {digest!r}", f"Give {length} hexadecimal digits")
+                raise self._wrong(f"its {name} is {shown(digest)}", f"Give {length} hexadecimal digits")
         if bool(self.url) == bool(self.repo):
             raise self._wrong("it has no url and no repo, or both", "Give one of them")
         if self.url and not self.url.startswith(("https://", "http://")):
-            raise self._wrong(f"its url is {self.url!r}", "Give one that begins with https://")
+            raise self._wrong(f"its url is {shown(self.url)}", "Give one that begins with https://")
         if self.repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            raise self._wrong(f"its repo is {self.repo!r}", "Give owner/name")
-        if self.size is not None and self.size < 0:
-            raise self._wrong(f"its size is {self.size}", "Give bytes, or nothing")
+            raise self._wrong(f"its repo is {shown(self.repo)}", "Give owner/name")
+        if self.size is not None and (type(self.size) is not int or self.size < 0):
+            raise self._wrong(f"its size is {shown(self.size)}", "Give bytes as a whole number, or nothing")
         parts = self.filename.split("/")
         if not self.filename or re.search(r"[\\:\0-\x1f]", self.filename) or {"", ".", ".."} & set(parts):
             raise self._wrong("its name leads out of its folder, or nowhere", "Give a plain, relative name")
 
     def _wrong(self, what: str, remedy: str) -> PluginError:
-        return PluginError(f"The weights {self.filename!r} can't be had: {what}", remedy)
+        return PluginError(f"invalid WeightFile {shown(self.filename)}: {what}", remedy)
 
     @property
     def digest(self) -> tuple[str, str] | None:
@@ -240,23 +249,13 @@ class ModelInfo:
     """Where more is to be read, as a URL."""
 
     def __post_init__(self) -> None:
-        if self.load_options is not LoadOptions:
-            check_options_class(self.load_options)
-        for name in ("unavailable", "title", "description", "homepage"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise PluginError(f"{name} expected str, got {type(value).__name__}", "Give it as text")
-        if self.requires:
-            names = self.requires
-            if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) and name for name in names):
-                raise PluginError(
-                    f"requires expected names of models, got {names!r}", "Give a tuple: requires=('lama',)"
-                )
-            object.__setattr__(self, "requires", tuple(names))
-        if self.parameters is not Parameters:
-            check_declaration(self.parameters)
-        if isinstance(self.task, Task):  # the catalog refuses all others, but None
-            object.__setattr__(self, "parameters", self._parameters_for(self.task))
+        """Make every value plain, so that no list or lookup runs a plugin's code. Raises `PluginError`."""
+        values = self.__dict__
+        for name, (default, check) in _CHECKS.items():
+            if (value := values[name]) is not default:
+                values[name] = check(f"invalid ModelInfo: {name}", value)
+        if self.task:
+            values["parameters"] = self._parameters_for(self.task)
 
     @property
     def qualified_name(self) -> str:
@@ -294,6 +293,100 @@ class ModelInfo:
             values["task"] = task
             values["parameters"] = self._parameters_for(task)
         return marked
+
+
+def _name(what: str, value: object) -> str:
+    name = checked_text(what, value)
+    if not name.strip() or ":" in name or not name.isprintable():
+        raise PluginError(
+            f"{what} expected text that can be printed, without colons, got {shown(value)}",
+            "Give it a name that people can type: 'blur'",
+        )
+    return name
+
+
+def _model_type(what: str, value: object) -> ModelType:
+    if type(value) is ModelType:
+        return value
+    if is_a(value, str):
+        with contextlib.suppress(ValueError):
+            return ModelType(plain(cast("str", value)))
+    labels = ", ".join(f"ModelType.{label.name}" for label in ModelType)
+    raise PluginError(f"{what} expected a ModelType, got {shown(value)}", f"Give one of {labels}")
+
+
+def _task(what: str, value: object) -> Task:
+    if type(value) is not Task:
+        raise PluginError(
+            f"{what} expected a Task, got {shown(value)}", "Give Task.INPAINT, another of these, or Task('a-name')"
+        )
+    return value
+
+
+def _weights(what: str, value: object) -> tuple[WeightFile, ...]:
+    files = []
+    for file in items(value):
+        if type(file) is not WeightFile:
+            raise PluginError(
+                f"{what} expected WeightFiles, got {shown(file)}",
+                "Give a tuple of them: weights=(WeightFile(url='https://...'),)",
+            )
+        files.append(file)
+    return tuple(files)
+
+
+def _path(what: str, value: object) -> Path | None:
+    if value is None:
+        return None
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload] # it raises TypeError for what is no path
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a foreign `__fspath__` may raise anything
+        text = None
+    if not is_a(text, str) or "\0" in (exact := str.__str__(text)):
+        raise PluginError(f"{what} expected a Path, got {shown(value)}", "Give Path('a/file'), or None")
+    return Path(exact)
+
+
+def _parameters(what: str, value: object) -> ParametersClass:  # noqa: ARG001 - the check says what
+    check_declaration(value)
+    return cast("ParametersClass", value)
+
+
+def _load_options(what: str, value: object) -> OptionsClass:  # noqa: ARG001 - the check says what
+    check_options_class(value)
+    return cast("OptionsClass", value)
+
+
+def _requires(what: str, value: object) -> tuple[str, ...]:
+    names = items(value)
+    if not (is_a(value, tuple) or is_a(value, list)) or not all(is_a(name, str) for name in names):
+        raise PluginError(
+            f"{what} expected names of models, got {shown(value)}", "Give a tuple: requires=('lama',)"
+        )
+    return tuple(plain(cast("str", name)) for name in names)
+
+
+_CHECKS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
+    "name": (object(), _name),
+    "type": (ModelType.PLUGIN, _model_type),
+    "plugin_name": ("", checked_text),
+    "task": (_OF_PLUGIN, _task),
+    "distribution": ("", checked_text),
+    "weights": ((), _weights),
+    "license": ("", checked_text),
+    "commercial": (True, checked_bool),
+    "path": (None, _path),
+    "parameters": (Parameters, _parameters),
+    "load_options": (LoadOptions, _load_options),
+    "unavailable": ("", checked_text),
+    "requires": ((), _requires),
+    "title": ("", checked_text),
+    "description": ("", checked_text),
+    "homepage": ("", checked_text),
+}
+"""The default of each field of `ModelInfo`, which needs no check, and what makes another value plain."""
 
 
 def _load_alone(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
@@ -409,14 +502,15 @@ class Problem:
 
 
 def describe(error: BaseException) -> str:
-    """An error as one line: its own words if it is this package's, else with its type before them."""
-    if isinstance(error, IOPaintError):
-        return error.message
+    """Return an error as one line: its own words if it is this package's, else with its type before them."""
     try:
-        words = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - a foreign exception may fail to print itself
-        words = ""
-    return f"{type(error).__name__}: {words}".rstrip(": ")
+        own = isinstance(error, IOPaintError)
+        words = " ".join(plain(str(error.message if isinstance(error, IOPaintError) else error)).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a foreign exception may fail to print itself
+        own, words = False, ""
+    return words if own else f"{type_name(error)}: {words}".rstrip(": ")
 
 
 def format_bytes(count: float) -> str:

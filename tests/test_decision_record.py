@@ -155,7 +155,7 @@ class TestBasePlugin:
     def test_a_task_that_is_none_costs_its_models(self, plugins):
         plugins.register(type("Wrong", (Family,), {"models": (ModelInfo("a"),), "task": "upscale"}))
         assert scan_models(plugins) == []
-        assert "a, whose type is no ModelType or whose task is no Task" in str(scan(plugins).problems[0])
+        assert "the task of its BasePlugin is 'upscale', expected a Task" in str(scan(plugins).problems[0])
 
     def test_one_that_forgets_its_task_is_told_what_to_write(self, plugins):
         plugins.register(type("Forgetful", (Family,), {"models": (ModelInfo("RealESRGAN_4x"),)}))

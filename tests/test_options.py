@@ -178,7 +178,7 @@ class TestClass:
         assert message in str(problem)
 
     def test_a_reason_that_is_no_text_is_refused(self):
-        with pytest.raises(PluginError, match="unavailable expected str, got bool"):
+        with pytest.raises(PluginError, match="unavailable expected str, got True"):
             ModelInfo("a", ModelType.PLUGIN, unavailable=True)
 
     @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class TestTask:
             ({"name": "Depth of field"}, "got 'Depth of field'"),
             ({"name": None}, "got None"),
             ({"name": "depth", "gives": ("depth",)}, "it gives 'depth', which no Result holds.*image, masks"),
-            ({"name": "depth", "gives": ()}, "it gives 'nothing'"),
+            ({"name": "depth", "gives": ()}, "it gives nothing"),
         ],
     )
     def test_a_wrong_one_is_refused(self, fields, told):
