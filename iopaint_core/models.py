@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import json
 import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -290,6 +292,7 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
             given = self.forward(padded, padded_mask, parameters)
             if not isinstance(given, Result):
                 return finish(given)
+            given = _normalized(self, given)
             if given.masks is not None or given.scores or given.labels or given.maps:
                 raise _output_error(
                     self,
@@ -499,27 +502,23 @@ def _checked(model: Model, result: Result, image: Image) -> Result:
 
     Raises `ModelOutputError`.
     """
-    import numpy as np
-
     height, width = image.shape[:2]
+    result = _normalized(model, result)
     masks = result.masks
     if result.image is not None:
         shape = getattr(result.image, "shape", ())
-        check_output(model, "an image", result.image, [(*shape[:2], channels) for channels in (3, 4)])
+        shapes = [] if 0 in shape else [(*shape[:2], channels) for channels in (3, 4)]
+        check_output(model, "an image", result.image, shapes, "(H, W, 3) or (H, W, 4), of one pixel at least")
     if masks is not None:
-        shape = getattr(masks, "shape", ())
-        check_output(model, "masks", masks, [(height, width), (shape[0] if shape else 0, height, width)])
+        count = masks.shape[0] if getattr(masks, "ndim", 0) == 3 else 0
+        shapes = [(height, width), (count, height, width)]
+        check_output(model, "masks", masks, shapes, f"({height}, {width}) or (N, {height}, {width})")
         masks = masks[None] if masks.ndim == 2 else masks
     count = 0 if masks is None else len(masks)
     for name in ("scores", "labels"):
         given = getattr(result, name)
         if len(given) not in {0, count}:
             raise _output_error(model, f"{len(given)} {name} for {count} masks", f"one of the {name} for each mask")
-    for name, values in result.maps.items():
-        if not isinstance(values, np.ndarray) or values.ndim not in {2, 3} or not values.size:
-            raise _output_error(
-                model, f"a map {name!r} that is {_describe(values)}", "an array (H, W) or (H, W, C)"
-            )
     held = {
         "image": result.image is not None,
         "masks": masks is not None,
@@ -535,16 +534,57 @@ def _checked(model: Model, result: Result, image: Image) -> Result:
             f"a result without {' and '.join(missing)}",
             f"{', '.join(model.task.gives)}, as its task ({model.task}) says",
         )
-    scores = tuple(float(score) for score in result.scores)
-    return dataclasses.replace(result, masks=masks, scores=scores, labels=tuple(map(str, result.labels)))
+    return dataclasses.replace(result, masks=masks)
 
 
-def check_output(model: Model, what: str, array: object, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Raise `ModelOutputError` unless a model returned a `uint8` array of one of the shapes."""
+def _normalized(model: Model, result: Result) -> Result:
+    """Return a result with scores and labels as tuples, whose maps and info are what they should be.
+
+    Raises `ModelOutputError`.
+    """
+    import numpy as np
+
+    for name in ("maps", "info"):
+        given = getattr(result, name)
+        if not isinstance(given, Mapping):
+            raise _output_error(model, f"{name} that is {_describe(given)}", f"a dict of {name} by name")
+    for name, values in result.maps.items():
+        is_map = isinstance(values, np.ndarray) and values.ndim in {2, 3} and values.size
+        if not isinstance(name, str) or not is_map or values.dtype.kind not in "biuf":
+            raise _output_error(
+                model, f"a map {name!r} that is {_describe(values)}", "an array (H, W) or (H, W, C) of real numbers"
+            )
+    try:
+        if result.info:
+            json.dumps(result.info, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _output_error(
+            model, f"info that JSON can't hold: {error}", "texts, plain numbers, lists and dicts"
+        ) from error
+    scores = _tuple_of(model, "scores", result.scores, float, "finite numbers")
+    if not all(map(math.isfinite, scores)):
+        raise _output_error(model, f"the scores {scores}", "finite numbers")
+    labels = _tuple_of(model, "labels", result.labels, str, "texts")
+    return dataclasses.replace(result, scores=scores, labels=labels)
+
+
+def _tuple_of(model: Model, name: str, values: object, convert: Callable[[Any], T], wanted: str) -> tuple[T, ...]:
+    try:
+        if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+            raise TypeError(f"they are {_describe(values)}")
+        return tuple(map(convert, values))
+    except (TypeError, ValueError) as error:
+        raise _output_error(model, f"{name} that can't be read: {error}", f"a tuple of {wanted}") from error
+
+
+def check_output(
+    model: Model, what: str, array: object, shapes: Sequence[tuple[int, ...]], wanted: str = ""
+) -> None:
+    """Raise `ModelOutputError` unless a model returned a `uint8` array of one of the shapes, or says what was `wanted`."""
     import numpy as np
 
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.shape not in shapes:
-        wanted = " or ".join(map(str, shapes))
+        wanted = wanted or " or ".join(map(str, shapes))
         raise _output_error(model, _describe(array), f"{what} as a uint8 array of shape {wanted}")
 
 

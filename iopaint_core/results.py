@@ -53,7 +53,7 @@ def _write_main(result: Result, picture: Picture, path: Path, quality: int) -> b
 
     suffix = path.suffix.lower()
     if suffix == ".json":
-        text = json.dumps(describe_result(result), indent=2, ensure_ascii=False, default=str)
+        text = json.dumps(describe_result(result), indent=2, ensure_ascii=False)
         _write_bytes(path, text.encode())
         return True
     first = next(iter(result.maps.values()), None)

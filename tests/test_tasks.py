@@ -304,7 +304,7 @@ class TestBadInput:
                 r"array of shape \(3, 32\), expected masks as a uint8",
             ),
             (Task.MATTING, Result(image=IMAGE, scores=[1.0]), "returned 1 scores for 0 masks, expected one of"),
-            (Task.MATTING, Result(image=IMAGE, masks=MASK, labels="ab"), "returned 2 labels for 1 masks"),
+            (Task.MATTING, Result(image=IMAGE, masks=MASK, labels=["a", "b"]), "returned 2 labels for 1 masks"),
             (
                 Task.MATTING,
                 Result(image=IMAGE / 255),

@@ -1,0 +1,85 @@
+"""Results of models that lie: each is an error that names the model, and what is written is what was found."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import photograph
+from hosts import OneModel, host
+
+from iopaint_core import ImageModel, InpaintModel, MaskModel, ModelOutputError, Result, Step, Task
+
+IMAGE = photograph(24, 32)
+MASK = np.full((24, 32), 255, np.uint8)
+CIRCLE: dict[str, object] = {}
+CIRCLE["circle"] = CIRCLE
+
+WRONG = {
+    "scores_none": (
+        {"masks": MASK, "scores": None},
+        "scores that can't be read: they are NoneType, expected a tuple",
+    ),
+    "scores_number": ({"masks": MASK, "scores": 0.5}, "they are float, expected a tuple of finite numbers"),
+    "scores_text": ({"masks": MASK, "scores": ("high",)}, "could not convert string to float: 'high'"),
+    "scores_nested": ({"masks": MASK, "scores": [[0.5, 1.0]]}, "scores that can't be read"),
+    "scores_nan": ({"masks": MASK, "scores": (float("nan"),)}, "the scores .nan,., expected finite numbers"),
+    "labels_none": ({"masks": MASK, "labels": None}, "labels that can't be read: they are NoneType"),
+    "labels_text": ({"masks": MASK, "labels": "a"}, "they are str, expected a tuple of texts"),
+    "maps_none": ({"maps": None}, "maps that is NoneType, expected a dict of maps by name"),
+    "maps_list": ({"maps": [MASK]}, "maps that is list"),
+    "maps_number": ({"maps": {1: MASK}}, "a map 1 that is a uint8 array"),
+    "maps_objects": ({"maps": {"a": np.array([[object()]])}}, "a object array of shape .1, 1., expected an array"),
+    "maps_complex": ({"maps": {"a": np.array([[1j]])}}, "expected an array .* of real numbers"),
+    "info_none": ({"info": None}, "info that is NoneType, expected a dict"),
+    "info_list": ({"info": [1]}, "info that is list"),
+    "info_set": ({"info": {"a": {1}}}, "info that JSON can't hold: Object of type set is not JSON serializable"),
+    "info_array": ({"info": {"a": np.zeros(2)}}, "info that JSON can't hold: Object of type ndarray"),
+    "info_nan": ({"info": {"a": float("nan")}}, "info that JSON can't hold: Out of range float"),
+    "info_key": ({"info": {(1, 2): 3}}, "info that JSON can't hold: keys must be str"),
+    "info_circle": ({"info": CIRCLE}, "info that JSON can't hold: Circular reference"),
+}
+
+
+def giving(cls, result):
+    class Wrong(cls):
+        def forward(self, image, *others):
+            return result(image) if callable(result) else result
+
+    return Wrong
+
+
+class TestFieldsOfAnotherType:
+    @pytest.mark.parametrize(("fields", "told"), WRONG.values(), ids=WRONG)
+    @pytest.mark.parametrize("cls", [ImageModel, MaskModel, InpaintModel])
+    def test_an_error_that_names_the_model(self, cls, fields, told):
+        image = {} if cls is MaskModel else {"image": IMAGE}
+        masks = {"masks": MASK} if cls is MaskModel else {}
+        manager = host(OneModel("wrong", giving(cls, Result(**image, **{**masks, **fields})), task=cls.task))
+        with pytest.raises(ModelOutputError, match=f"wrong:wrong: Wrong.forward returned .*{told}"):
+            manager.run("wrong", IMAGE, mask=MASK if cls is InpaintModel else None)
+        assert set(manager.pool.stats().leases.values()) == {0}
+
+    @pytest.mark.parametrize("scores", [np.array([0.25, 0.5]), [np.float32(0.25), 0.5], iter((0.25, 0.5))])
+    def test_any_numbers_are_scores(self, scores):
+        result = Result(masks=np.stack([MASK, MASK]), scores=scores, labels=["a", "b"])
+        found = host(OneModel("find", giving(MaskModel, result), task=Task.SEGMENT)).run("find", IMAGE)
+        assert (found.scores, found.labels) == ((0.25, 0.5), ("a", "b"))
+
+    @pytest.mark.parametrize("masks", [[MASK], iter([MASK]), MASK > 0, np.zeros((0, 3, 3), np.uint8)])
+    def test_the_shape_that_masks_have_is_told(self, masks):
+        manager = host(OneModel("wrong", giving(MaskModel, Result(masks=masks)), task=Task.SEGMENT))
+        with pytest.raises(ModelOutputError, match=r"of shape \(24, 32\) or \(N, 24, 32\)\."):
+            manager.run("wrong", IMAGE)
+
+    @pytest.mark.parametrize("image", [np.zeros((0, 0, 3), np.uint8), "an image"])
+    def test_the_shape_that_an_image_has_is_told(self, image):
+        manager = host(OneModel("wrong", giving(ImageModel, image), task=Task.RESTORE))
+        with pytest.raises(ModelOutputError, match=r"of shape \(H, W, 3\) or \(H, W, 4\), of one pixel at least"):
+            manager.chain(IMAGE, [Step("wrong"), Step("wrong")])
+
+    def test_what_json_holds_stays_as_it_is(self):
+        info = {"seed": 7, "faces": [{"box": [1, 2.5, None]}], "by": "blur"}
+        found = host(OneModel("found", giving(ImageModel, Result(image=IMAGE, info=info)), task=Task.RESTORE)).run(
+            "found", IMAGE
+        )
+        assert json.loads(json.dumps(found.info)) == info
