@@ -37,7 +37,7 @@ class Step:
     """Of the masks that it finds, those that the next steps work on: all united, or that of the highest score."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str) or self.masks not in {"all", "best"}:
+        if not isinstance(self.model, str) or self.masks not in ("all", "best"):
             raise RequestError(
                 "invalid step: expected a model's name, and masks 'all' or 'best', got "
                 f"{self.model!r}, {self.masks!r}",
@@ -79,6 +79,9 @@ def check_chain(
     `PoolFullError` for one that does not fit a device's budget.
     """
     steps = [*steps]
+    wrong = [type(step).__name__ for step in steps if not isinstance(step, Step)]
+    if wrong:
+        raise RequestError(f"invalid chain: expected Steps, got {wrong[0]}", "Write [Step('lama', {...})]")
     if not steps:
         raise RequestError("invalid chain: it has no steps", "Give at least one: Step('lama')")
     checked: list[tuple[ModelInfo, Parameters]] = []
@@ -127,6 +130,7 @@ def run_chain(
     check_image(image)
     if mask is not None:
         check_mask(mask, image)
+    steps = [*steps]
     checked = check_chain(manager, steps, masked=mask is not None)
     given_image, whole = image, Result(image=image)
     infos: list[dict[str, object]] = []

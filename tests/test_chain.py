@@ -140,6 +140,10 @@ class TestChain:
             "steps": [{"model": "bright", "found": found}, {"model": "erase"}, {"model": "double"}]
         }
 
+    def test_steps_that_are_made_one_by_one(self):
+        result = models().chain(IMAGE, (Step(name) for name in ("bright", "erase")))
+        assert (result.image == erased(IMAGE)).all()
+
     def test_a_mask_grows_with_the_image(self):
         result = models().chain(IMAGE, [Step("bright"), Step("double"), Step("erase")])
         assert np.array_equal(result.image, doubled(erased(IMAGE)))
@@ -172,6 +176,7 @@ class TestChain:
         ("steps", "kind", "told"),
         [
             ([], RequestError, "it has no steps"),
+            ([Step("bright"), "erase"], RequestError, "expected Steps, got str"),
             ([Step("erase")], InputError, r"Step 1 \(erase\) takes a mask: none is given, and no step before it"),
             ([Step("double"), Step("erase")], InputError, r"Step 2 \(erase\) takes a mask"),
             (
@@ -229,6 +234,7 @@ class TestChain:
             ("[3]", "step 1 is 3, expected a model's name"),
             ('[{"model": 3}]', "expected a model's name.* got 3"),
             ('[{"model": "a", "masks": "some"}]', "masks 'all' or 'best'"),
+            ('[{"model": "a", "masks": ["all"]}]', r"masks 'all' or 'best', got 'a', \['all'\]"),
         ],
     )
     def test_a_file_that_holds_none(self, text, told):
