@@ -68,7 +68,9 @@ class HostModels:
 
     def session(self, name: str, image: Image) -> Session:
         """See `ModelManager.session`."""
-        return self._within_call(lambda: self._manager.session(name, image))
+        session = self._within_call(lambda: self._manager.session(name, image))
+        session.within = self._within_call
+        return session
 
     def _within_call(self, call: Callable[[], T]) -> T:
         """Call within the model's own call, also from a thread that the model started without its context."""

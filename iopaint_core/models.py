@@ -580,7 +580,7 @@ def _tuple_of(model: Model, name: str, values: object, convert: Callable[[Any], 
 def check_output(
     model: Model, what: str, array: object, shapes: Sequence[tuple[int, ...]], wanted: str = ""
 ) -> None:
-    """Raise `ModelOutputError` unless a model returned a `uint8` array of one of the shapes, as `wanted` tells them."""
+    """Raise `ModelOutputError` unless a model returned a `uint8` array of a shape, as `wanted` tells them."""
     import numpy as np
 
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.shape not in shapes:

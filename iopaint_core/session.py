@@ -12,6 +12,7 @@ from iopaint_core.models import MaskModel, Model, check_image
 from iopaint_core.progress import call_progress, nested_part
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from iopaint_core.imaging import Image, Mask
@@ -42,6 +43,8 @@ class Session:
         digest = hashlib.sha256(repr(image.shape).encode())
         digest.update(_contiguous(image).data)
         self._key = f"image {digest.hexdigest()}"
+        self.within: Callable[[Callable[[], Result]], Result] = lambda call: call()
+        """Has a call be one within that of the model that opened this; `HostModels` sets it."""
 
     def run(
         self, parameters: ParametersLike = None, *, mask: Mask | None = None, progress: Progress | None = None
@@ -63,10 +66,7 @@ class Session:
                 "Open a session of the new image, and leave the array as it is",
             )
         parsed = self._manager.parse(self.name, parameters)
-        with (lease := self._manager.load(self.name, variant=parsed.variant)):
-            return self._manager.call(
-                lease, lambda model: self._run(lease, model, image, mask, parsed), progress=progress
-            )
+        return self.within(lambda: self._call(image, mask, parsed, progress))
 
     def close(self) -> None:
         """Let go of the image; what was computed stays in the pool, until it is evicted."""
@@ -79,6 +79,12 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _call(self, image: Image, mask: Mask | None, parsed: Parameters, progress: Progress | None) -> Result:
+        with (lease := self._manager.load(self.name, variant=parsed.variant)):
+            return self._manager.call(
+                lease, lambda model: self._run(lease, model, image, mask, parsed), progress=progress
+            )
 
     def _run(
         self, lease: Lease[Model], model: Model, image: Image, mask: Mask | None, parsed: Parameters

@@ -1,6 +1,7 @@
 """Sessions: what a model computes of an image is computed once, shared, charged, and dropped."""
 
 import asyncio
+import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, make_dataclass
@@ -133,6 +134,24 @@ class TestSession:
         assert all(np.array_equal(each, results[0]) for each in results)
         assert encoded(manager) == 1
         assert not any(held.pins for held in manager.pool.stats().states)
+
+    @pytest.mark.parametrize("copied", [True, False])
+    def test_a_thread_of_a_model_that_opened_one_calls_within_its_call(self, copied):
+        class Outlines(ImageModel):
+            def __init__(self, context):
+                self.models = context.models
+
+            def forward(self, image, parameters):
+                context = contextvars.copy_context() if copied else contextvars.Context()
+                with self.models.session("plain", image) as session, ThreadPoolExecutor(1) as pool:
+                    return Result(image=image, masks=pool.submit(context.run, session.run).result(60).masks)
+
+        manager = host(
+            OneModel("plain", Plain, task=Task.SEGMENT),
+            OneModel("outlines", Outlines, task=Task.RESTORE),
+            concurrency=1,
+        )
+        assert (manager.run("outlines", IMAGE).masks[0] == IMAGE[..., 0]).all()
 
     def test_an_event_loop(self):
         async def main():
