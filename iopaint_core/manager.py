@@ -10,13 +10,14 @@ import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar, cast
 
 from iopaint_core.catalog import ScanReport, find_model, scan, with_required
 from iopaint_core.chain import run_chain
 from iopaint_core.entries import Component, device_name
 from iopaint_core.errors import (
     InputError,
+    ModelError,
     ModelLoadError,
     ModelNameError,
     PluginError,
@@ -504,6 +505,7 @@ class ModelManager:
     def _turn(self, lease: Lease[Model], model: Model) -> Turn:
         """Wait until a model may be called; within another's call, that one's slot serves both."""
         locks = lease.locks
+        _raise_if_faulty(model)
         locks[0].limit = model.concurrency
         if model.host_models is not None:
             model.host_models.calls = locks[0]
@@ -561,7 +563,7 @@ class ModelManager:
         lease = self.pool.lease(
             whole,
             load,
-            measure=lambda model: model.nbytes,
+            measure=_measured,
             close=_empty,
             device=key.device,
             wait_for_room=wait_for_room,
@@ -673,11 +675,10 @@ class ModelManager:
                 f"{expected.__name__} as its task ({info.task}) says",
                 f"Report it to the author of {info.distribution}: it works once {contract}",
             )
-        if not isinstance(model.concurrency, int) or model.concurrency < 1:
+        if fault := _fault_of(model):
             raise ModelLoadError(
-                f"{info.qualified_name} could not be loaded: its concurrency is {model.concurrency!r}, expected "
-                "the number of calls that may run at once",
-                f"Report it to the author of {info.distribution}: 1 is the default",
+                f"{info.qualified_name} could not be loaded: {fault}",
+                f"Report it to the author of {info.distribution}",
             )
         if _made.get(id(model)) is model:
             raise ModelLoadError(
@@ -688,6 +689,30 @@ class ModelManager:
         model.info, model.parameters_class, model.task = info, info.parameters, info.task
         model.host_models = models
         return model
+
+
+def _fault_of(model: Model) -> str:
+    """What is wrong with the numbers that a model gives, and may change; empty if nothing is."""
+    for name, least, meaning in (
+        ("concurrency", 1, "the number of calls that may run at once, 1 or more"),
+        ("nbytes", 0, "the bytes that it takes, as an int of 0 or more"),
+    ):
+        value = getattr(model, name)
+        if not isinstance(value, (int, SupportsIndex)) or int(value) < least:
+            return f"its {name} is {value!r}, expected {meaning}"
+    return ""
+
+
+def _raise_if_faulty(model: Model) -> None:
+    if fault := _fault_of(model):
+        name = type(model).__name__ if model.info is None else model.info.qualified_name
+        raise ModelError(f"{name}: {fault}", "Report it to the author of the plugin")
+
+
+def _measured(model: Model) -> int:
+    """Bytes that a model takes by now. Raises `ModelError` for what is no number of them."""
+    _raise_if_faulty(model)
+    return int(model.nbytes)
 
 
 def _check_kind(name: str, task: Task, kind: type[Model]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iopaint_core.errors import InputError
 from iopaint_core.models import MaskModel, Model, check_image
@@ -115,24 +115,25 @@ class Session:
 def nbytes_of(state: object) -> int:
     """Return the bytes of what a model computed: its own `nbytes`, or those of the arrays and tensors in it."""
     seen: set[int] = set()
-
-    def count(value: Any) -> int:  # noqa: ANN401 - each model's own
+    more, total = [state], 0
+    while more:
+        value = more.pop()
         if id(value) in seen or isinstance(value, (str, int, float)):
-            return 0
+            continue
         seen.add(id(value))
         own = getattr(value, "nbytes", None)
         if isinstance(own, int):
-            return own
-        if isinstance(value, Mapping):
-            return sum(map(count, value.values()))
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return sum(map(count, value))
-        if isinstance(value, bytes):
-            return len(value)
-        slots = (getattr(value, name, None) for name in getattr(type(value), "__slots__", ()))
-        return sum(map(count, (*getattr(value, "__dict__", {}).values(), *slots)))
-
-    return count(state)
+            total += max(own, 0)
+        elif isinstance(value, Mapping):
+            more += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            more += value
+        elif isinstance(value, bytes):
+            total += len(value)
+        else:
+            more += getattr(value, "__dict__", {}).values()
+            more += (getattr(value, name, None) for name in getattr(type(value), "__slots__", ()))
+    return total
 
 
 def _contiguous(image: Image) -> Image:

@@ -23,6 +23,7 @@ from iopaint_core import (
     InputError,
     IOPaintError,
     MaskModel,
+    ModelError,
     ModelLoadError,
     ModelPool,
     PoolError,
@@ -534,6 +535,36 @@ class TestConcurrency:
         Wrong.concurrency = concurrency
         with pytest.raises(ModelLoadError, match=r"its concurrency is .*, expected the number of calls"):
             host(OneModel("wrong", Wrong, task=Task.RESTORE)).process("wrong", IMAGE)
+
+    @pytest.mark.parametrize("nbytes", [-5, "10", None, 1.5, float("nan")])
+    def test_bytes_that_are_no_number_of_them(self, nbytes):
+        class Wrong(Double):
+            pass
+
+        Wrong.nbytes = nbytes
+        manager = models(OneModel("wrong", Wrong, task=Task.RESTORE))
+        with pytest.raises(ModelLoadError, match=r"wrong:wrong .*its nbytes is .*, expected the bytes"):
+            manager.process("wrong", IMAGE)
+        assert manager.pool.stats().devices["cpu"].used == 0
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("concurrency", 0), ("concurrency", "2"), ("nbytes", "10"), ("nbytes", float("nan"))]
+    )
+    def test_a_number_that_became_none_is_told_and_nobody_waits_for_ever(self, name, value):
+        class Changing(Double):
+            nbytes = 10
+
+            def forward(self, image, parameters):
+                setattr(self, name, value)
+                return image
+
+        manager = models(OneModel("changing", Changing, task=Task.RESTORE), concurrency=1)
+        for _ in range(2):
+            with pytest.raises(ModelError, match=f"changing:changing: its {name} is .*, expected the"):
+                manager.process("changing", IMAGE)
+        assert manager.process("double", IMAGE).shape == (48, 64, 3)
+        assert manager.pool.stats().devices["cpu"].used == 10
+        assert not any(pins(manager))
 
     def test_bytes_are_looked_at_again_after_a_call(self):
         class Growing(Double):

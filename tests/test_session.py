@@ -245,6 +245,11 @@ class TestPool:
         assert nbytes_of(type("Own", (), {"nbytes": 12})()) == 12
         slotted = make_dataclass("Slotted", ["array", "other"], slots=True)
         assert nbytes_of(slotted(array, array + 1)) == 800
+        assert nbytes_of([array, type("Less", (), {"nbytes": -500})()]) == 400
+        deep = array
+        for _ in range(10_000):
+            deep = [deep]
+        assert nbytes_of(deep) == 400
 
 
 class TestBadInput:
