@@ -764,7 +764,8 @@ def _report(outcome: Outcome) -> None:
 def _print_json(document: object) -> None:
     import json
 
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    click.echo(text.encode("utf-8", "backslashreplace"))  # names of files may be no text: as JSON escapes them
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

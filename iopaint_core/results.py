@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from iopaint_core.errors import PictureWriteError
 from iopaint_core.pictures import FORMATS, Picture, write_picture, written_aside
 
 if TYPE_CHECKING:
@@ -42,8 +43,14 @@ def write_result(result: Result, picture: Picture, path: Path, *, quality: int) 
         _write_png(files[-1], mask)
     for name, values in maps:
         is_plain = values.ndim == 2 and values.dtype.name in {"uint8", "uint16"}
-        files.append(_beside(path, name, ".png" if is_plain else ".npy"))
-        (_write_png if is_plain else _write_array)(files[-1], values)
+        file = _beside(path, name, ".png" if is_plain else ".npy")
+        if file in files:
+            raise PictureWriteError(
+                f"The map {name!r} would be written over {file}, which holds something else of the same result",
+                "Report it to the author of the plugin: maps have names of letters and digits, other than 'mask'",
+            )
+        files.append(file)
+        (_write_png if is_plain else _write_array)(file, values)
     return files
 
 
@@ -54,7 +61,7 @@ def _write_main(result: Result, picture: Picture, path: Path, quality: int) -> b
     suffix = path.suffix.lower()
     if suffix == ".json":
         text = json.dumps(describe_result(result), indent=2, ensure_ascii=False)
-        _write_bytes(path, text.encode())
+        _write_bytes(path, text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, as JSON escapes it
         return True
     first = next(iter(result.maps.values()), None)
     main = result.image if result.image is not None else first if result.masks is None else result.mask

@@ -3,11 +3,15 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import photograph
 from hosts import OneModel, host
 
 from iopaint_core import ImageModel, InpaintModel, MaskModel, ModelOutputError, Result, Step, Task
+from iopaint_core.errors import PictureWriteError
+from iopaint_core.pictures import Picture
+from iopaint_core.results import write_result
 
 IMAGE = photograph(24, 32)
 MASK = np.full((24, 32), 255, np.uint8)
@@ -77,6 +81,37 @@ class TestFieldsOfAnotherType:
         with pytest.raises(ModelOutputError, match=r"of shape \(H, W, 3\) or \(H, W, 4\), of one pixel at least"):
             manager.chain(IMAGE, [Step("wrong"), Step("wrong")])
 
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        "result",
+        [
+            Result(maps={"a/b": IMAGE / 255, "a_b": IMAGE / 128}, image=IMAGE),
+            Result(maps={"mask": MASK}, masks=MASK[None], image=IMAGE),
+        ],
+        ids=["two maps", "a map and a mask"],
+    )
+    def test_nothing_of_a_result_is_written_over_the_rest(self, result, tmp_path):
+        with pytest.raises(PictureWriteError, match=r"The map .* would be written over .*, which holds"):
+            write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
+
+    @pytest.mark.parametrize("name", ["../a", "..", "/a", "a\\b", "a\0b", ""])
+    def test_a_map_stays_beside_the_image_whatever_its_name(self, name, tmp_path):
+        (tmp_path / "out").mkdir()
+        path = tmp_path / "out" / "a.png"
+        result = Result(image=IMAGE, maps={name: IMAGE / 255})
+        files = write_result(result, Picture(PIL.Image.fromarray(IMAGE)), path, quality=90)
+        assert len(files) == 2
+        assert sorted(files) == sorted(found for found in tmp_path.rglob("*") if found.is_file())
+        assert {file.parent for file in files} == {path.parent}
+
+    def test_text_that_is_none_is_escaped(self, tmp_path):
+        path = tmp_path / "a.json"
+        write_result(Result(info={"said": "a\ud800é"}), Picture(PIL.Image.fromarray(IMAGE)), path, quality=90)
+        assert json.loads(path.read_text("utf-8"))["info"] == {"said": "a\ud800é"}
+
+
+class TestJson:
     def test_what_json_holds_stays_as_it_is(self):
         info = {"seed": 7, "faces": [{"box": [1, 2.5, None]}], "by": "blur"}
         found = host(OneModel("found", giving(ImageModel, Result(image=IMAGE, info=info)), task=Task.RESTORE)).run(

@@ -388,6 +388,12 @@ class TestCommandLine:
         assert told["files"] == [str(out), str(tmp_path / "out.level.png")]
         assert told["maps"]["depth"] == {"shape": [24, 32], "dtype": "float32"}
 
+    def test_a_file_whose_name_is_no_text_is_reported(self, run, tmp_path):
+        image = (tmp_path / "in.png").rename(tmp_path / "in\udcff.png")
+        done = run("run", "--model", "depth", "--image", image, "--output", tmp_path / "out.npy", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0]["image"] == str(image)
+
     def test_a_map_is_written_as_it_is(self, run, tmp_path):
         done = run("run", "--model", "depth", "--image", tmp_path / "in.png", "--output", tmp_path / "out.npy")
         assert done.returncode == 0, done.stderr
