@@ -117,28 +117,45 @@ def nested_part(part: int, parts: int, *, is_call: bool = False) -> Iterator[Non
 def call_progress(progress: Progress | None, *, is_call: bool = False) -> Iterator[None]:
     """Run a model's call, of which `progress` is told; with `is_call`, what is called inside is all of it.
 
-    Within another model's call, and without a `progress` of its own, it counts as a part of that: the one that
-    `progress_part` says, or else half of what is left.
+    Within another model's call it counts as a part of that: the one that `progress_part` says, or else half of what
+    is left. What cancels that one cancels it, though it has a `progress` of its own.
     """
     outer = _part.get()
-    if outer is not None and progress is None:
-        start, end = outer.start, outer.end
-        if not outer.is_call:
-            start = min(max(start, outer.call.done), end)
-            end = start + (end - start) / 2
-        inner = _Part(outer.call, start, end, is_call)
-        with _within(inner):
-            yield
-            inner.finish()
+    if outer is None:
+        call = _Call(progress, is_call)
+        _calls.add(call)
+        try:
+            with _within(call.innermost):
+                yield
+                call.innermost.finish()
+        finally:
+            _calls.discard(call)
         return
-    call = _Call(progress, is_call)
-    _calls.add(call)
-    try:
-        with _within(call.innermost):
+    start, end = outer.start, outer.end
+    if not outer.is_call:
+        start = min(max(start, outer.call.done), end)
+        end = start + (end - start) / 2
+    inner = _Part(outer.call, start, end, is_call)
+    with _within(inner):
+        if progress is None:
             yield
-            call.innermost.finish()
-    finally:
-        _calls.discard(call)
+        else:
+            own = _Call(_passed_on(progress, inner), is_call)
+            with _within(own.innermost):
+                yield
+                own.innermost.finish()
+        inner.finish()
+
+
+def _passed_on(progress: Progress, part: _Part) -> Progress:
+    """Return what tells `progress`, and the call around how far that part of it is."""
+
+    def report(step: int, total: int) -> None:
+        with _within(part):
+            progress(step, total)
+        part.report(step, total)
+
+    return report
 
 
 @contextlib.contextmanager

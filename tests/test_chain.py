@@ -40,6 +40,7 @@ from iopaint_core import (
 )
 
 IMAGE = photograph(24, 32)
+MASK = np.full((24, 32), 255, np.uint8)
 DEPTH = Task("depth", gives=("maps",))
 CHAIN = Task("chain")
 
@@ -322,6 +323,33 @@ class TestModelsOfTheHost:
             manager.process("tidy", IMAGE, progress=progress)
         assert not any(pins(manager))
         assert np.array_equal(manager.process("tidy", IMAGE), doubled(erased(IMAGE)))
+
+    @pytest.mark.parametrize("progress", [report_progress, lambda step, total: None], ids=["handed on", "its own"])
+    def test_one_that_is_told_apart_counts_as_a_part_too(self, progress):
+        class Tells(Tidy):
+            def forward(self, image, parameters):
+                result = self.models.run("erase", image, mask=MASK, progress=progress)
+                ended.append(True)
+                report_progress(9, 10)
+                return result.image
+
+        class StopError(Exception):
+            pass
+
+        def stop(step, total):
+            raise StopError
+
+        seen, ended = [], []
+        manager = models(OneModel("tells", Tells, task=CHAIN))
+        manager.run("tells", IMAGE, progress=lambda *step: seen.append(step))
+        assert len({total for _, total in seen}) == 1
+        assert len({step for step, _ in seen}) > 4
+        assert [step for step, _ in seen] == sorted(step for step, _ in seen)
+        assert seen[-1][0] == seen[-1][1]
+        with pytest.raises(StopError):
+            manager.run("tells", IMAGE, progress=stop)
+        assert len(ended) == 1, "what is cancelled ends at the next step of the model that is called"
+        assert not any(pins(manager))
 
     def test_two_that_call_each_other_raise(self):
         class Call(Tidy):
