@@ -46,6 +46,7 @@ class AsyncModelManager:
         self.manager = ModelManager() if manager is None else manager
         self._owns_manager = manager is None
         self._closed = False
+        self._threads = threads
         self._calls = ThreadPoolExecutor(threads, thread_name_prefix="iopaint call")
         self._loads = ThreadPoolExecutor(_LOADS, thread_name_prefix="iopaint load")
         self._queues: weakref.WeakValueDictionary[Hashable, _Queue] = weakref.WeakValueDictionary()
@@ -115,7 +116,8 @@ class AsyncModelManager:
         async with queue.places:
             # Leased before, so that who waits for room, or for a load, takes no thread from a model that is ready.
             lease = await self.load(name, variant=variant)
-            queue.grow(lease.model.concurrency)
+            if isinstance(count := lease.model.concurrency, int):  # what else it became, the call tells
+                queue.grow(min(count, self._threads))
 
             def work(report: Progress) -> Result:
                 with lease:

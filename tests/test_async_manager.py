@@ -1,6 +1,7 @@
 """The manager for hosts with an event loop: nothing blocks it, and what is cancelled ends."""
 
 import asyncio
+import sys
 import threading
 
 import numpy as np
@@ -14,6 +15,7 @@ from iopaint_core import (
     EventKind,
     ImageModel,
     MaskModel,
+    ModelError,
     ModelLoadError,
     ModelManager,
     ModelPool,
@@ -178,6 +180,31 @@ def test_what_goes_wrong_is_raised_where_it_is_awaited(models):
         run(manager.inpaint("bad", photograph(), MASK))
     with pytest.raises(ModelLoadError, match="the disk is asleep"):
         run(manager.load("bad"))
+
+
+def test_a_model_that_has_no_end_of_places_holds_nothing_up(models):
+    class Endless(Half):
+        concurrency = sys.maxsize
+
+    manager = models(Task.RESTORE, endless=Endless)
+    image = photograph()
+    assert np.array_equal(run(manager.process("endless", image)), image[::2, ::2])
+
+
+def test_places_that_became_no_number_are_told_and_pin_nothing(models):
+    class Changing(Half):
+        def forward(self, image, request):
+            self.concurrency = "2"
+            return image
+
+    async def work():
+        for _ in range(2):
+            with pytest.raises(ModelError, match="its concurrency is '2', expected"):
+                await manager.process("changing", photograph())
+
+    manager = models(Task.RESTORE, changing=Changing)
+    run(work())
+    assert set(manager.manager.pool.stats().leases.values()) == {0}
 
 
 def test_requests_that_wait_for_room_take_no_thread_from_a_model_that_is_ready(plugins):
