@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from iopaint_core.chain import check_chain
-from iopaint_core.errors import InputError, IOPaintError, ModelError, PictureReadError, PictureWriteError
+from iopaint_core.errors import InputError, IOPaintError, PictureReadError, PictureWriteError
 from iopaint_core.models import InpaintModel, MaskModel, model_class
 from iopaint_core.parameters import InpaintParameters
 from iopaint_core.pictures import (
@@ -178,12 +178,8 @@ def _attempt(
         return _do(call, job, options, needs_mask)
     except IOPaintError as error:
         return Outcome(job, Status.FAILED, error)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, SystemExit too
-        told = ModelError(
-            f"The model failed on {job.image}: {describe(error)}", "Report it to the author of its plugin"
-        )
+    except Exception as error:  # noqa: BLE001 - one picture's; the others are done
+        told = IOPaintError(f"{job.image} could not be repaired: {describe(error)}", "Report it to iopaint-core")
         told.__cause__ = error
         return Outcome(job, Status.FAILED, told)
 

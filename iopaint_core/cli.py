@@ -753,7 +753,9 @@ def _with_progress(outcomes: Iterator[Outcome], jobs: Sequence[object]) -> Itera
 def _report(outcome: Outcome) -> None:
     """Tell what the user should know of an outcome."""
     job = outcome.job
-    line = f"Error: {outcome.error}" if outcome.error else f"{job.output} {outcome.status.value}: {outcome.reason}"
+    told = str(outcome.error)
+    where = "" if str(job.image) in told or str(job.output) in told else f"{job.image}: "
+    line = f"Error: {where}{told}" if outcome.error else f"{job.output} {outcome.status.value}: {outcome.reason}"
     if outcome.error or outcome.reason:
         over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
         click.echo(over_the_bar + line, err=True)

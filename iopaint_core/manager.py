@@ -32,7 +32,7 @@ from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.host_models import HostModels
 from iopaint_core.identity import IdentityIndex
-from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, model_class
+from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, model_class, model_errors
 from iopaint_core.options import NO_OPTIONS, LoadOptions
 from iopaint_core.parameters import Parameters
 from iopaint_core.plugins import PluginManager
@@ -350,7 +350,8 @@ class ModelManager:
         cancels.
 
         Raises `ModelNameError`, `RequestError` and `InputError` before anything is loaded wherever that can be
-        known, then what `load` raises, `ModelError`, and whatever the model or a callback raises.
+        known, then what `load` raises, `ModelError` for whatever the model raises, and what a callback raises as it
+        is.
         """
         parsed = self.check(name, parameters, masked=mask is not None)
         return self._run(name, parsed, image, mask, progress, preview)
@@ -494,7 +495,7 @@ class ModelManager:
                 try:
                     return run(model)
                 except Exception as error:
-                    if not is_out_of_memory(error):
+                    if not is_out_of_memory(error.__cause__ if isinstance(error, ModelError) else error):
                         raise
                     _logger.warning("%s ran out of memory; trying again without what is idle", lease.key)
                 self.pool.trim(self.context.device)
@@ -741,8 +742,11 @@ def _tasks_of(kind: type) -> str:
 
 def _empty(model: Model) -> None:
     """Close a model that is dropped, and take its weights from who still names it in a variable."""
-    model.close()
-    vars(model).clear()
+    try:
+        with model_errors(model):
+            model.close()
+    finally:
+        vars(model).clear()
 
 
 class _ReloadedError(ModelLoadError):

@@ -19,10 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from iopaint_core import imaging
-from iopaint_core.errors import InputError, ModelOutputError
+from iopaint_core.errors import InputError, IOPaintError, ModelError, ModelOutputError
 from iopaint_core.parameters import HDStrategy, ImageParameters, InpaintParameters, MaskParameters, Parameters
-from iopaint_core.progress import Progress, call_progress, nested_part
-from iopaint_core.schema import Result, Task
+from iopaint_core.progress import Progress, call_progress, cancellation, host_callback, nested_part
+from iopaint_core.schema import Result, Task, describe
+from iopaint_core.torch_process import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,8 +139,8 @@ class Model:
     ) -> Result:
         """Check what goes in, run the model, check what comes out; the arrays given are not written to.
 
-        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward`, `progress` or `preview`
-        raises.
+        Raises `InputError`, `RequestError`, `ModelError` for whatever `forward` raises, `ModelOutputError`, and
+        what `progress` or `preview` raises, as it is.
         """
         raise NotImplementedError
 
@@ -200,8 +201,8 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
         Pixels outside the mask come back bit for bit, unless the parameters or `mask_blur` say otherwise. With
         `use_extender` the result is as large as the image and the extender's rectangle together.
         `preview` is called with the image so far, by models that can show it.
-        Raises `InputError`, `RequestError`, `ModelOutputError`, and whatever `forward`, `progress` or `preview`
-        raises.
+        Raises `InputError`, `RequestError`, `ModelError` for whatever `forward` raises, `ModelOutputError`, and
+        what `progress` or `preview` raises, as it is.
         """
         parsed: InpaintT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
         check_image(image)
@@ -212,7 +213,7 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
         if mask.any() and not covered.any():
             _logger.warning("The mask covers nothing: its largest value is %d, and above 127 counts", mask.max())
         info: dict[str, object] = {}
-        with call_progress(progress), _bound(_preview, preview):
+        with call_progress(progress), _bound(_preview, host_callback(preview)):
             if parsed.use_croper:
                 painted = self._cropped(image, covered, parsed, info)
             elif parsed.use_extender:
@@ -289,7 +290,8 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
             return imaging.match_histograms(result, image, mask == 0) if parameters.sd_match_histograms else result
 
         with _showing(unpadded) as finish:
-            given = self.forward(padded, padded_mask, parameters)
+            with model_errors(self):
+                given = self.forward(padded, padded_mask, parameters)
             if not isinstance(given, Result):
                 return finish(given)
             given = _normalized(self, given)
@@ -336,7 +338,12 @@ class ImageModel(Model, ABC, Generic[ImageT]):
         check_image(image)
         if mask is not None:
             raise InputError(f"{_name(self)} takes no mask, and one was given", "Leave it out")
-        with call_progress(progress), _bound(_preview, preview), nested_part(0, 1):
+        with (
+            call_progress(progress),
+            _bound(_preview, host_callback(preview)),
+            nested_part(0, 1),
+            model_errors(self),
+        ):
             given = self.forward(image.copy(), parsed)
         return _checked(self, given if isinstance(given, Result) else Result(image=given), image)
 
@@ -392,7 +399,12 @@ class MaskModel(Model, Generic[MaskT]):
         """Run the model; see `Model.run`. A `mask` is `parameters.mask_input`."""
         check_image(image)
         parsed = self.parse(image, mask, parameters)
-        with call_progress(progress), _bound(_preview, preview), nested_part(0, 1):
+        with (
+            call_progress(progress),
+            _bound(_preview, host_callback(preview)),
+            nested_part(0, 1),
+            model_errors(self),
+        ):
             given = self.forward(image.copy(), parsed)
         return self.checked(given, image)
 
@@ -455,6 +467,41 @@ def _showing(finish: Callable[[Image], Image]) -> Iterator[Callable[[Image], Ima
         return
     with _bound(_preview, lambda image: show(finish(image))):
         yield finish
+
+
+@contextlib.contextmanager
+def model_errors(model: Model) -> Iterator[None]:
+    """Run code of a model: what it raises becomes a `ModelError` that names it, and the plugin it is of.
+
+    This package's own errors pass as they are, as does Ctrl-C. What a callback of the host raised comes out
+    whatever the model made of it: it cancels the call.
+    """
+    try:
+        yield
+    except (IOPaintError, KeyboardInterrupt):
+        _raise_if_cancelled()
+        raise
+    except BaseException as error:  # SystemExit is no Exception, nor are the panics of extensions written in Rust
+        _raise_if_cancelled()
+        raise _failed(model, error) from error
+    _raise_if_cancelled()
+
+
+def _raise_if_cancelled() -> None:
+    raised = cancellation()
+    if raised is not None:
+        raise raised
+
+
+def _failed(model: Model, error: BaseException) -> ModelError:
+    if is_out_of_memory(error):
+        remedy = "Take a smaller image, or less of it at once: hd_strategy=Crop; or end what else takes memory"
+    elif isinstance(error, ModuleNotFoundError) and error.name:
+        remedy = f"Install {error.name}"
+    else:
+        author = type(model).__name__ if model.info is None else model.info.distribution
+        remedy = f"Report it to the author of {author}"
+    return ModelError(f"{_name(model)} failed: {describe(error)}", remedy)
 
 
 def _pasted(whole: Image, box: imaging.Box, part: Image) -> Image:

@@ -8,6 +8,9 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 """Called with (step, total) while a model works; what it raises cancels the work."""
@@ -24,6 +27,8 @@ class _Call:
         """Set by the first report."""
         self.done = 0.0
         """Fraction of the work."""
+        self.raised: BaseException | None = None
+        """What a callback of the host raised: it cancels the call, whatever the model makes of it."""
         self.innermost = _Part(self, 0.0, 1.0, is_call)
         self._lock = threading.RLock()  # what a callback does may report, too
 
@@ -33,7 +38,17 @@ class _Call:
             self.total = self.total or total
             self.done = max(self.done, min(done, 1.0))
             if self.progress is not None:
-                self.progress(int(self.done * self.total + 1e-6), self.total)
+                with self.cancelled_by():
+                    self.progress(int(self.done * self.total + 1e-6), self.total)
+
+    @contextlib.contextmanager
+    def cancelled_by(self) -> Iterator[None]:
+        """Remember what a callback of the host raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.raised = error
+            raise
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,25 @@ def _passed_on(progress: Progress, part: _Part) -> Progress:
         part.report(step, total)
 
     return report
+
+
+def host_callback(callback: Callable[[T], None] | None) -> Callable[[T], None] | None:
+    """Return a callback of the host such that what it raises cancels the call that runs."""
+    part = _part.get()
+    if callback is None or part is None:
+        return callback
+
+    def called(value: T) -> None:
+        with part.call.cancelled_by():
+            callback(value)
+
+    return called
+
+
+def cancellation() -> BaseException | None:
+    """Return what a callback of the host raised in the call that runs."""
+    part = _part.get()
+    return None if part is None else part.call.raised
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from iopaint_core.errors import InputError
-from iopaint_core.models import MaskModel, Model, check_image
+from iopaint_core.models import MaskModel, Model, check_image, model_errors
 from iopaint_core.progress import call_progress, nested_part
 
 if TYPE_CHECKING:
@@ -101,11 +101,12 @@ class Session:
                     state = kept.model
                 else:
                     started = time.monotonic()
-                    with nested_part(0, 2):
+                    with nested_part(0, 2), model_errors(model):
                         state = model.encode(image.copy())
                     seconds = time.monotonic() - started
                     kept = pool.keep(lease, self._key, state, nbytes=nbytes_of(state), seconds=seconds)
-                given = model.decode(state, checked)
+                with model_errors(model):
+                    given = model.decode(state, checked)
         finally:
             if kept is not None:
                 kept.close()

@@ -207,8 +207,7 @@ class TestRun:
         plugins.register(make_plugin("moody", load=Moody, task=Task.RESTORE), "moody")
         jobs = plan(folder / "photos", None, folder / "out")
         failed, done = run(ModelManager(plugins), "moody", jobs, Options())
-        assert "The model failed on" in str(failed.error)
-        assert f"{error.__name__}: not today" in str(failed.error)
+        assert str(failed.error).startswith(f"moody:moody failed: {error.__name__}: not today")
         assert done.status is Status.REPAIRED
 
     def test_models_without_masks_run_too(self, folder, plugins):

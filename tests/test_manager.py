@@ -13,6 +13,7 @@ from iopaint_core import (
     InpaintModel,
     LoadContext,
     MaskModel,
+    ModelError,
     ModelLoadError,
     ModelManager,
     ModelNameError,
@@ -452,6 +453,9 @@ class TestOutOfMemory:
 
         plugins.register(make_plugin("huge", load=Huge), "huge")
         manager = ModelManager(plugins)
-        with pytest.raises(MemoryError):
+        with pytest.raises(
+            ModelError, match=r"huge:huge failed: MemoryError: no memory\. Take a smaller image"
+        ) as caught:
             manager.inpaint("huge", photograph(), MASK)
+        assert isinstance(caught.value.__cause__, MemoryError)
         assert leases(manager) == {"huge": 0}

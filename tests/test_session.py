@@ -17,6 +17,7 @@ from iopaint_core import (
     ImageModel,
     InputError,
     MaskModel,
+    ModelError,
     ModelNameError,
     ModelPool,
     RequestError,
@@ -233,7 +234,7 @@ class TestPool:
                 raise ValueError("decode")
 
         manager = host(OneModel("wand", Fails, task=Task.SEGMENT))
-        with pytest.raises(ValueError, match="decode"):
+        with pytest.raises(ModelError, match="wand:wand failed: ValueError: decode"):
             manager.session("wand", IMAGE).run(CLICK)
         assert [held.pins for held in manager.pool.stats().states] == [0]
 

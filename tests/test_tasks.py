@@ -21,6 +21,7 @@ from iopaint_core import (
     LoadContext,
     MaskModel,
     MaskParameters,
+    ModelError,
     ModelManager,
     ModelNameError,
     ModelOutputError,
@@ -355,7 +356,7 @@ class TestBadInput:
         class Empty(MaskModel):
             pass
 
-        with pytest.raises(NotImplementedError, match="Empty has neither `forward`, nor `encode` and `decode`"):
+        with pytest.raises(ModelError, match="Empty has neither `forward`, nor `encode` and `decode`"):
             Empty()(IMAGE)
 
 
