@@ -41,6 +41,7 @@ from iopaint_core.models import (
     MaskModel,
     Model,
     Models,
+    Preview,
     report_preview,
     wants_preview,
 )
@@ -59,7 +60,7 @@ from iopaint_core.parameters import (
     iopaint_flags,
 )
 from iopaint_core.plugins import PluginManager, missing_packages
-from iopaint_core.progress import progress_part, report_progress
+from iopaint_core.progress import Progress, progress_part, report_progress
 from iopaint_core.schema import (
     LoadContext,
     ModelInfo,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from iopaint_core.forks import footprint, fork
     from iopaint_core.hub import hub_cache, hub_file, hub_folder
     from iopaint_core.identity import IdentityIndex
+    from iopaint_core.imaging import Image, Mask
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
     from iopaint_core.pool import Lease, ModelPool
@@ -97,7 +99,7 @@ if TYPE_CHECKING:
     from iopaint_core.tensorfiles import TensorFiles, tensor_shapes
     from iopaint_core.weights import State, Verified, WeightStore
 
-_MODULES = {
+_MODULES = {  # the imports above, for when the program runs
     "AsyncModelManager": "async_manager",
     "AsyncSession": "async_manager",
     "ComponentKey": "components",
@@ -106,6 +108,8 @@ _MODULES = {
     "hub_file": "hub",
     "hub_folder": "hub",
     "IdentityIndex": "identity",
+    "Image": "imaging",
+    "Mask": "imaging",
     "TensorFiles": "tensorfiles",
     "file_component": "components",
     "footprint": "forks",
@@ -165,6 +169,7 @@ __all__ = [
     "Hint",
     "IOPaintError",
     "IdentityIndex",
+    "Image",
     "ImageModel",
     "ImageParameters",
     "InpaintModel",
@@ -177,6 +182,7 @@ __all__ = [
     "LoadContext",
     "LoadOptions",
     "LoadTimeoutError",
+    "Mask",
     "MaskModel",
     "MaskParameters",
     "MissingWeightsError",
@@ -207,7 +213,9 @@ __all__ = [
     "PoolEvent",
     "PoolFullError",
     "PoolStats",
+    "Preview",
     "Problem",
+    "Progress",
     "RequestError",
     "Result",
     "ScanReport",
@@ -257,12 +265,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # to a type checker it would promise every name, misspelt ones too
 
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ Images are `uint8` arrays `(H, W, 3)` in RGB; masks are `uint8` `(H, W)`, 255 wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ForwardRef
 
 from iopaint_core import parameters
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Mask = NDArray[np.uint8]
     Masks = NDArray[np.uint8]
     Map = NDArray[np.generic]
+else:  # for annotations of plugins, which are read when these are listed, and numpy is not imported yet
+    Image = Mask = ForwardRef("ndarray", module="numpy")
 
 
 class Box(parameters.Box):

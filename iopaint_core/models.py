@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from iopaint_core.schema import ModelInfo
     from iopaint_core.session import Session
 
-    InpaintT = DefaultTypeVar("InpaintT", bound=InpaintParameters, default=InpaintParameters)
-    ImageT = DefaultTypeVar("ImageT", bound=ImageParameters, default=ImageParameters)
-    MaskT = DefaultTypeVar("MaskT", bound=MaskParameters, default=MaskParameters)
+    # Without an argument, `forward` may be annotated with the class that stands in `ModelInfo.parameters`.
+    InpaintT = DefaultTypeVar("InpaintT", bound=InpaintParameters, default=Any)
+    ImageT = DefaultTypeVar("ImageT", bound=ImageParameters, default=Any)
+    MaskT = DefaultTypeVar("MaskT", bound=MaskParameters, default=Any)
 else:  # defaults are new in Python 3.13, and typing_extensions is nothing to import for them
     InpaintT, ImageT, MaskT = map(TypeVar, ("InpaintT", "ImageT", "MaskT"))
 

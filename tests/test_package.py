@@ -402,30 +402,81 @@ def test_broken_packages_cost_their_own_models_alone_and_are_named(examples, tmp
     assert statuses == dict.fromkeys(["iopaint-core", *EXAMPLES], "active") | dict.fromkeys(BROKEN, "failed")
 
 
-def test_typed_hosts_see_the_types(environment, tmp_path):
-    (tmp_path / "host.py").write_text(
-        "from iopaint_core import ModelInfo, ModelManager, ModelType\n"
-        "info: ModelInfo = ModelManager().find('cv2')\n"
-        "ModelInfo(name='a', type='wrong')\n"
-    )
+TYPED = {
+    "host": """
+from iopaint_core import ModelInfo, ModelManager, ModelType
+info: ModelInfo = ModelManager().find("cv2")
+ModelInfo(name="a", type="wrong")  # error: Argument "type" to "ModelInfo" has incompatible type "str"
+""",
+    "names": """
+import iopaint_core
+from iopaint_core import ModelInf  # error: has no attribute "ModelInf"; maybe "ModelInfo"?
+from iopaint_core import ModelMangaer  # error: has no attribute "ModelMangaer"; maybe "ModelManager"?
+print(iopaint_core.report_progres)  # error: has no attribute "report_progres"; maybe "report_progress"?
+""",
+    "right": """
+from dataclasses import dataclass
+from iopaint_core import Image, InpaintModel, InpaintParameters, Mask, MaskModel, ModelManager, Preview, Progress
+@dataclass(frozen=True)
+class BlurParameters(InpaintParameters):
+    radius: int = 15
+class Blur(InpaintModel[BlurParameters]):
+    def forward(self, image: Image, mask: Mask | None, parameters: BlurParameters) -> Image:
+        return image[:: parameters.radius]
+class Plain(InpaintModel):
+    def forward(self, image: Image, mask: Mask, parameters: BlurParameters) -> Image:
+        return image
+class Finder(MaskModel):
+    def forward(self, image: Image, parameters: object) -> Mask:
+        return image[..., 0]
+def run(manager: ModelManager, image: Image, mask: Mask, progress: Progress, preview: Preview) -> Image:
+    return manager.inpaint("blur", image, mask, progress=progress, preview=preview)
+""",
+    "wrong": """
+from iopaint_core import Image, ImageModel, InpaintModel, Mask, ModelManager
+from right import BlurParameters
+class Blur(InpaintModel[BlurParameters]):
+    def forward(self, image: Image, mask: Mask, parameters: str) -> Image:  # error: Argument 3 of "forward"
+        return image
+class Text(ImageModel):
+    def forward(self, image: Image, parameters: object) -> str:  # error: Return type "str" of "forward"
+        return "done"
+class Strange(ImageModel[str]):  # error: Type argument "str" of "ImageModel"
+    def forward(self, image: str, parameters: str) -> Image:  # error: Argument 1 of "forward"
+        raise NotImplementedError
+ModelManager().process("x", "file.png")  # error: Argument 2 to "process" of "ModelManager" has incompatible type
+""",
+}
+
+
+def test_typed_hosts_and_plugins_see_the_types_and_misspelt_names(environment, tmp_path):
+    for name, source in TYPED.items():
+        (tmp_path / f"{name}.py").write_text(source)
     # The types of other libraries are no concern of this test, and take most of mypy's time.
-    names = ["cv2", "filelock", "httpx", "huggingface_hub", "importlib_metadata", "numpy", "PIL", "pydantic"]
+    names = ["cv2", "filelock", "httpx", "huggingface_hub", "importlib_metadata", "PIL", "pydantic"]
     others = ",".join(f"{name}.*" for name in names)
     skipped = "follow_imports = skip\nfollow_imports_for_stubs = true\n"
     (tmp_path / "mypy.ini").write_text(f"[mypy]\n[mypy-{others}]\n{skipped}")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--strict", "--config-file", tmp_path / "mypy.ini"),
-            "--no-incremental",
-            *("--python-executable", environment.bin / "python", tmp_path / "host.py"),
+            *("--no-incremental", "--hide-error-context"),
+            *("--python-executable", environment.bin / "python", *(f"{name}.py" for name in TYPED)),
         ],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
     )
-    assert 'Argument "type" to "ModelInfo" has incompatible type "str"' in done.stdout
-    assert "Found 1 error" in done.stdout
+    found = [line.partition(": error: ") for line in done.stdout.splitlines() if ": error: " in line]
+    expected = {
+        f"{name}.py:{number}": line.partition("# error: ")[2]
+        for name, source in TYPED.items()
+        for number, line in enumerate(source.splitlines(), 1)
+        if "# error: " in line
+    }
+    assert {place for place, _, _ in found} == expected.keys(), done.stdout
+    assert all(expected[place] in words for place, _, words in found), done.stdout
 
 
 def test_nothing_of_this_machine_is_in_the_package(built):
