@@ -549,13 +549,20 @@ def verify(plugins_dir: Path | None, models: tuple[str, ...]) -> None:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option("--orphans", is_flag=True, help="What was fetched for plugins that are gone; `doctor` lists it.")
 @click.pass_obj
-def remove(plugins_dir: Path | None, model: str) -> None:
+def remove(plugins_dir: Path | None, model: str | None, orphans: bool) -> None:
     """Delete the files of a model that no other model uses, as far as they are in this program's folder."""
     report = _scan(plugins_dir)
+    if (model is None) != orphans:
+        raise click.UsageError("Name a model, or say --orphans.")
     with _usage_errors():
-        info, store = find_model(model, report.models), _store()
+        store = _store()
+        if model is None:
+            _remove_orphans(store, report)
+            return
+        info = find_model(model, report.models)
         removed = store.remove(info, report.models)
         kept = [path for file in info.weights if (path := store.find(info, file))]
     for path in removed:
@@ -564,6 +571,15 @@ def remove(plugins_dir: Path | None, model: str) -> None:
         click.echo(f"{path} stays: another model or program uses it", err=True)
     if not removed + kept:
         click.echo(f"{info.name} has no files here.", err=True)
+
+
+def _remove_orphans(store: WeightStore, report: ScanReport) -> None:
+    removed = store.remove_orphans(report.plugins)
+    for orphan in removed:
+        click.echo(f"{orphan.path} removed: {orphan.plugin} is gone", err=True)
+    for orphan in store.orphans(report.plugins):
+        click.echo(f"{orphan.path} stays: it may be your own, and no plugin that is installed uses it", err=True)
+    click.echo(f"{format_bytes(sum(orphan.nbytes for orphan in removed))} freed", err=True)
 
 
 @main.command()
@@ -630,9 +646,18 @@ def doctor(plugins_dir: Path | None) -> None:
             unavailable.setdefault(info.unavailable, []).append(info.name)
     for reason, names in unavailable.items():
         click.echo(f"Can't be used yet: {', '.join(names)}: {reason}", err=True)
+    orphans = _store(context).orphans(report.plugins)
+    for orphan in orphans:
+        whose = f"{orphan.plugin} is gone" if orphan.plugin else "no plugin that is installed uses it"
+        remedy = (
+            "`iopaint-core remove --orphans` deletes it"
+            if orphan.is_fetched
+            else "it may be your own: delete it by hand"
+        )
+        click.echo(f"Not needed: {orphan.path} ({format_bytes(orphan.nbytes)}): {whose}; {remedy}", err=True)
     if problems:
         sys.exit(1)
-    if not unavailable:
+    if not unavailable and not orphans:
         click.echo("Nothing wrong was found.")
 
 

@@ -33,6 +33,11 @@ def cached_file(file: WeightFile) -> Path | None:
     return path if path.is_file() else None
 
 
+def cached_blob(sha256: str) -> Path | None:
+    """Return a large file of any repository in the cache, which is named by its sha256."""
+    return next(hub_cache().glob(f"models--*/blobs/{sha256}"), None)
+
+
 def fetch_file(file: WeightFile) -> Path:
     """Fetch a file of the hub into the cache. Raises `DownloadError`."""
     from huggingface_hub import hf_hub_download

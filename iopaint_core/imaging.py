@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Image = NDArray[np.uint8]
+    """Array `(H, W, 3)` in RGB; `(H, W, 4)` in RGBA where a result may have transparency."""
     Mask = NDArray[np.uint8]
+    """Array `(H, W)`, 255 where to repaint or where the subject is, and 0 elsewhere."""
     Masks = NDArray[np.uint8]
     Map = NDArray[np.generic]
 else:  # for annotations of plugins, which are read when these are listed, and numpy is not imported yet

@@ -25,7 +25,7 @@ from iopaint_core import hookspecs
 from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, PoolError, did_you_mean
 from iopaint_core.hookspecs import BasePlugin
 from iopaint_core.reloading import drop_bytecode_of, import_anew
-from iopaint_core.schema import PluginInfo, PluginStatus, Problem, Stage, describe
+from iopaint_core.schema import HOST, PluginInfo, PluginStatus, Problem, Stage, describe
 from iopaint_core.values import type_name
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class PluginManager:
         """
         if not folder.is_dir():
             raise PluginError(f"{folder} is no folder", "Name a folder that holds single-file plugins")
+        folder = folder.absolute()  # it tells plugins apart, also from another working directory
         with self._discovery:
             for path in sorted(folder.glob("[!_.]*.py")):
                 info = PluginInfo(path.stem, str(folder), version="")
@@ -120,7 +121,7 @@ class PluginManager:
                 self._sources[info.qualified_name] = path
                 self._admit(functools.partial(_import_file, path), info)
 
-    def register(self, plugin: object, name: str | None = None, *, distribution: str = "host") -> PluginInfo:
+    def register(self, plugin: object, name: str | None = None, *, distribution: str = HOST) -> PluginInfo:
         """Register a plugin that the host brings along; a wrong one raises `PluginError`."""
         name = name or getattr(plugin, "name", None) or getattr(plugin, "__name__", None)
         if not isinstance(name, str):

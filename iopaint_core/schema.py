@@ -446,6 +446,10 @@ class LoadContext:
             raise InputError(f"{self.dtype!r} is no dtype for weights", f"Use None or one of: {', '.join(DTYPES)}")
 
 
+HOST = "host"
+"""The distribution of a plugin that a host brings along, unless it says another."""
+
+
 class PluginStatus(str, Enum):
     """What became of a plugin."""
 

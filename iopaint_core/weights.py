@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from iopaint_core.errors import DownloadError, MissingWeightsError, UntrustedWeightsError, WeightsError
-from iopaint_core.hub import cached_file, fetch_file
-from iopaint_core.schema import format_bytes
+from iopaint_core.fetched import FetchedFile, FetchedFiles, plugin_folder
+from iopaint_core.hub import cached_blob, cached_file, fetch_file
+from iopaint_core.schema import HOST, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from iopaint_core.schema import ModelInfo, WeightFile
+    from iopaint_core.schema import ModelInfo, PluginInfo, WeightFile
 
     Progress = Callable[[WeightFile, int, int | None], None]
 
@@ -53,6 +54,17 @@ class Verified(NamedTuple):
     state: State
 
 
+class Orphan(NamedTuple):
+    """A file of weights whose plugin is gone."""
+
+    path: Path
+    plugin: str
+    """`distribution:plugin`; empty if nobody knows."""
+    nbytes: int
+    is_fetched: bool
+    """The store has fetched it, and may delete it; anything else may be the user's own."""
+
+
 class WeightStore:
     """The files of weights on this machine.
 
@@ -75,6 +87,8 @@ class WeightStore:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.root = root
+        self._folder = root / "weights"
+        self._fetched = FetchedFiles(self._folder)
         self.offline = offline
         self.trust = trust
         self._https_only = https_only
@@ -84,12 +98,11 @@ class WeightStore:
 
     def place(self, info: ModelInfo, file: WeightFile) -> Path:
         """Where a file of a model is to be put by hand, or comes when it is fetched from a URL."""
-        return self.root / "weights" / re.sub(r"[^\w.-]", "_", info.plugin_name or "_") / file.filename
+        return self._folder / plugin_folder(info.distribution, info.plugin_name) / file.filename
 
     def data_dir(self, info: ModelInfo) -> Path:
         """Return the folder of a model's plugin for what it wants to keep; it may not exist yet."""
-        distribution, plugin = (re.sub(r"[^\w-]", "_", name) for name in (info.distribution, info.plugin_name))
-        return self.root / "plugins" / distribution / plugin
+        return self.root / "plugins" / plugin_folder(info.distribution, info.plugin_name)
 
     def find(self, info: ModelInfo, file: WeightFile) -> Path | None:
         """A file that has the name and, if it is declared, the size; its content is not looked at."""
@@ -97,7 +110,11 @@ class WeightStore:
 
     def missing(self, info: ModelInfo) -> tuple[WeightFile, ...]:
         """Files that are to be fetched before a model can be loaded."""
-        return tuple(file for file in info.weights if self.find(info, file) is None)
+        return tuple(
+            file
+            for file in info.weights
+            if self.find(info, file) is None and next(self._equals(declared(file)), None) is None
+        )
 
     def get(
         self, info: ModelInfo, given: Mapping[str, Path] | None = None, *, fetch: bool = True
@@ -116,7 +133,7 @@ class WeightStore:
         found: dict[str, Path | None] = {
             file.filename: self._given(file, given[file.filename])
             if file.filename in given
-            else self._checked(info, declared(file))
+            else self._checked(info, declared(file)) or self._linked(info, declared(file))
             for file in info.weights
         }
         missing = [file for file in info.weights if found[file.filename] is None]
@@ -139,14 +156,82 @@ class WeightStore:
 
         Files in other programs' folders, and in the cache of the hub, stay: they are not this store's.
         """
-        used = {self.place(other, file) for other in others if other != info for file in other.weights}
+        used = {
+            place
+            for other in others
+            if other != info
+            for file in other.weights
+            for place in self._own_places(other, file)
+        }
         removed = []
-        for place in {self.place(info, file) for file in info.weights} - used:
+        for place in {place for file in info.weights for place in self._own_places(info, file)} - used:
             for path in (place, _part_of(place)):
                 if path.is_file():
                     path.unlink()
                     removed.append(path)
+            if removed:
+                self._fetched.forget(place)
         return sorted(removed)
+
+    def orphans(self, plugins: Iterable[PluginInfo]) -> list[Orphan]:
+        """Return the files of plugins that are gone; `plugins` are all that are installed, failed and disabled too.
+
+        A single-file plugin whose file is there is not gone, nor is one that a host brings along.
+        """
+        return sorted(self._orphans(plugins))
+
+    def remove_orphans(self, plugins: Iterable[PluginInfo]) -> list[Orphan]:
+        """Delete the files of plugins that are gone, as far as the store has fetched them; returns these.
+
+        Their `nbytes` is what was freed: nothing if another plugin has the same content.
+        """
+        removed = []
+        for orphan in self.orphans(plugins):
+            if orphan.is_fetched:
+                with contextlib.suppress(FileNotFoundError):
+                    links = orphan.path.stat().st_nlink
+                    orphan.path.unlink()
+                    removed.append(orphan._replace(nbytes=orphan.nbytes if links == 1 else 0))
+        for file in self._gone(plugins):
+            if not os.path.lexists(file.path):
+                self._fetched.forget(file.path)
+                for other in (f"{_part_of(file.path)}.etag", f"{file.path}.lock"):
+                    Path(other).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # until one is not empty
+                for folder in file.path.parents:
+                    if folder == self._folder:
+                        break
+                    folder.rmdir()
+        return removed
+
+    def _orphans(self, plugins: Iterable[PluginInfo]) -> Iterator[Orphan]:
+        plugins = list(plugins)
+        gone = list(self._gone(plugins))
+        seen = set()
+        for file in gone:
+            for path in (file.path, _part_of(file.path)):
+                if path.is_file():
+                    seen.add(path)
+                    is_fetched = path != file.path or file.is_unmodified
+                    yield Orphan(path, f"{file.distribution}:{file.plugin}", path.lstat().st_size, is_fetched)
+        owned = {self._folder / plugin_folder(plugin.distribution, plugin.name) for plugin in plugins}
+        owned |= {self._former_folder(plugin.name) for plugin in plugins}
+        owned |= {
+            self._folder / plugin_folder(file.distribution, file.plugin) for file in set(self._fetched) - set(gone)
+        }
+        for path in _files_below(self._folder):
+            is_own = path.suffix in {".lock", ".sqlite", ".etag"}
+            if not is_own and path not in seen and not owned & set(path.parents):
+                yield Orphan(path, "", path.lstat().st_size, is_fetched=False)
+
+    def _gone(self, plugins: Iterable[PluginInfo]) -> Iterator[FetchedFile]:
+        """Give the record of the files whose plugins are gone."""
+        installed = {plugin_folder(plugin.distribution, plugin.name) for plugin in plugins}
+        for file in self._fetched:
+            is_host = file.distribution == HOST
+            is_file = Path(file.distribution, f"{file.plugin}.py").is_file()
+            if not is_host and not is_file and plugin_folder(file.distribution, file.plugin) not in installed:
+                yield file
 
     def _candidates(self, info: ModelInfo, file: WeightFile) -> Iterator[Path]:
         for path in self._places(info, file):
@@ -161,7 +246,7 @@ class WeightStore:
                 yield cached
         place = self.place(info, file)
         self._check_inside(place)
-        yield place
+        yield from (path for path in self._own_places(info, file) if self._is_inside(path))
         name = Path(file.filename).name
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         for hub in (os.environ.get("TORCH_HOME"), cache / "torch"):
@@ -169,11 +254,48 @@ class WeightStore:
                 yield Path(hub) / "hub" / "checkpoints" / name
         yield Path(os.environ.get("U2NET_HOME") or Path.home() / ".u2net") / name
 
+    def _own_places(self, info: ModelInfo, file: WeightFile) -> tuple[Path, Path, Path]:
+        former = self._former_folder(info.plugin_name) / file.filename
+        return self.place(info, file), self._second_place(info, file), former
+
+    def _second_place(self, info: ModelInfo, file: WeightFile) -> Path:
+        """Return where a file comes to if another one of the same plugin and name has its place."""
+        import hashlib
+
+        digest = hashlib.sha256(file.source.encode(errors="surrogatepass")).hexdigest()[:16]
+        return self._folder / plugin_folder(info.distribution, info.plugin_name) / f"url~{digest}" / file.filename
+
+    def _free_place(self, info: ModelInfo, file: WeightFile) -> Path:
+        """Return where a file that is nowhere is to come to."""
+        place = self.place(info, file)
+        record = self._fetched.get(place)
+        if place.exists() or (record and record.source != file.source and _part_of(place).exists()):
+            return self._second_place(info, file)
+        return place
+
+    def _is_of_another(self, path: Path, info: ModelInfo, file: WeightFile) -> bool:
+        """Whether a file in the store that is not known to be the declared one is another that was fetched."""
+        if not path.is_relative_to(self._folder):
+            return False
+        if path == self._own_places(info, file)[-1]:
+            return file.digest is not None
+        record = self._fetched.get(path)
+        return record is not None and record.is_unmodified and record.source != file.source
+
+    def _former_folder(self, plugin: str) -> Path:
+        """Return where files of a plugin came to when only its name was looked at, not its distribution's.
+
+        They are used where they lie, by whichever plugin of that name they are right for, and never set aside.
+        """
+        return self._folder / re.sub(r"[^\w.-]", "_", plugin or "_")
+
+    def _is_inside(self, place: Path) -> bool:
+        return place.parent.resolve().is_relative_to(self._folder.resolve())
+
     def _check_inside(self, place: Path) -> None:
         """Raise `WeightsError` if a link leads a place out of the store."""
-        root = (self.root / "weights").resolve()
-        if not place.parent.resolve().is_relative_to(root):
-            raise WeightsError(f"{place} leads out of {root} by a link", "Remove the link")
+        if not self._is_inside(place):
+            raise WeightsError(f"{place} leads out of {self._folder.resolve()} by a link", "Remove the link")
 
     def _given(self, file: WeightFile, path: Path) -> Path:
         """A file that the user gives in place of one."""
@@ -195,8 +317,11 @@ class WeightStore:
                 "If you trust its source, allow it: --trust, or WeightStore(trust=True)",
             )
         for path in self._candidates(info, file):
-            if self._matches(path, file) is False:
-                if path == self.place(info, file):
+            matches = self._matches(path, file)
+            if matches is not True and self._is_of_another(path, info, file):
+                continue
+            if matches is False:
+                if path.is_relative_to(self._folder):
                     self._set_aside(path)
                 else:
                     _logger.warning("%s is not what %s is to be, and is not used", path, file.filename)
@@ -208,17 +333,84 @@ class WeightStore:
         """Whether a file has the declared hash, None if none is declared; what was hashed once is remembered."""
         if file.digest is None:
             return None
+        algorithm, expected = file.digest
+        found = None if anew else self._remembered(path, algorithm)
+        if found is None:
+            found = _hash(path, algorithm)
+            self._remember(path, algorithm, found)
+        return found == expected
+
+    def _remembered(self, path: Path, algorithm: str) -> str | None:
+        """Return the hash that was taken of a file in its state of now."""
         from iopaint_core.identity import DigestMemory
         from iopaint_core.tensorfiles import file_stamp
 
-        memory = DigestMemory(self.root / "digests.sqlite")
-        algorithm, expected = file.digest
-        stamp = ((file_stamp(path),), algorithm)
-        found = None if anew else memory.get(stamp)
-        if found is None:
-            found = _hash(path, algorithm)
-            memory.put(stamp, found)
-        return found == expected
+        return DigestMemory(self.root / "digests.sqlite").get(((file_stamp(path),), algorithm))
+
+    def _remember(self, path: Path, algorithm: str, digest: str) -> None:
+        from iopaint_core.identity import DigestMemory
+        from iopaint_core.tensorfiles import file_stamp
+
+        DigestMemory(self.root / "digests.sqlite").put(((file_stamp(path),), algorithm), digest)
+
+    def _equals(self, file: WeightFile) -> Iterator[Path]:
+        """Give files of the declared sha256: those in the store that were checked once, one in the hub's cache."""
+        if not file.sha256:
+            return
+        for path in _files_below(self._folder):
+            with contextlib.suppress(OSError, WeightsError):
+                if file.size in {None, path.stat().st_size} and self._remembered(path, "sha256") == file.sha256:
+                    yield path
+        if blob := cached_blob(file.sha256):
+            yield blob
+
+    def _linked(self, info: ModelInfo, file: WeightFile) -> Path | None:
+        """Return a file made from one of equal content, wherever there is one."""
+        if next(self._equals(file), None) is None:
+            return None
+        with self._locked(info, file):
+            return self._checked(info, file) or self._link(info, file)
+
+    @contextlib.contextmanager
+    def _locked(self, info: ModelInfo, file: WeightFile) -> Iterator[None]:
+        """Keep other threads and processes from bringing the same file, or the same content, at this time."""
+        from filelock import FileLock
+
+        place, locks = self.place(info, file), self._folder / ".locks"
+        self._check_inside(place)
+        for folder in (place.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        content = FileLock(locks / f"{file.sha256}.lock") if file.sha256 else contextlib.nullcontext()
+        with content, FileLock(f"{place}.lock"):
+            yield
+
+    def _link(self, info: ModelInfo, file: WeightFile) -> Path | None:
+        import uuid
+
+        for path in self._equals(file):
+            place = self._free_place(info, file)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            new = place.with_name(f"{place.name}.{uuid.uuid4().hex}.part")
+            is_known = self._remembered(path, "sha256") == file.sha256
+            try:
+                is_link = _link_or_copy(path.resolve(), new)
+                if (is_link and is_known) or self._matches(new, file):
+                    self._bring(new, place, info, file)
+                    how = "a hard link to" if is_link else "a copy of"
+                    _logger.info("%s is %s %s, whose content is equal", place, how, path)
+                    return place
+            except OSError as error:
+                _logger.info("%s can't be taken for %s: %s", path, place, error)
+            finally:
+                new.unlink(missing_ok=True)  # of two links to one file, neither is moved over the other
+        return None
+
+    def _bring(self, new: Path, place: Path, info: ModelInfo, file: WeightFile) -> None:
+        """Give a checked file its name, and remember whose it is; its hash too: a rename changes its state."""
+        new.replace(place)
+        if file.digest is not None:
+            self._remember(place, *file.digest)
+        self._fetched.put(place, info, file)
 
     def _set_aside(self, path: Path) -> None:
         aside = path.with_name(f"{path.name}.wrong-{_hash(path, 'md5')[:8]}")
@@ -243,25 +435,22 @@ class WeightStore:
         return self._fetch_url(info, file)
 
     def _fetch_url(self, info: ModelInfo, file: WeightFile) -> Path:
-        from filelock import FileLock
-
         from iopaint_core.download import Download
         from iopaint_core.entries import raise_if_cancelled
-
-        place = self.place(info, file)
-        self._check_inside(place)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = _part_of(place)
 
         def report(done: int, total: int | None) -> None:
             raise_if_cancelled()
             if self._progress is not None:
                 self._progress(file, done, total)
 
-        with FileLock(f"{place}.lock"):
-            found = self._checked(info, file)  # another process may have fetched it
+        with self._locked(info, file):
+            found = self._checked(info, file) or self._link(info, file)  # others may have fetched it
             if found is not None:
                 return found
+            place = self._free_place(info, file)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part = _part_of(place)
+            self._fetched.begin(place, info, file)
             resumed = part.exists()
             download = Download(
                 file.url,
@@ -284,7 +473,7 @@ class WeightStore:
                     f"{file.url} is not the file that was declared: its hash or size differs; it is now {aside}",
                     f"Try again later, or report it to the author of {info.distribution}",
                 )
-            part.replace(place)
+            self._bring(part, place, info, file)
         return place
 
     def _whole(self, path: Path, file: WeightFile) -> bool:
@@ -295,13 +484,15 @@ class WeightStore:
         place = self.place(info, file)
         for path in self._candidates(info, file):
             matches = self._matches(path, file, anew=True)
+            if matches is not True and self._is_of_another(path, info, file):
+                continue
             state = State.UNCHECKED if matches is None else State.WHOLE if matches else State.WRONG
             return Verified(info, file, path, state)
         return Verified(info, file, place, State.PARTIAL if _part_of(place).exists() else State.MISSING)
 
     def _describe(self, info: ModelInfo, file: WeightFile) -> str:
         size = "" if file.size is None else f", {format_bytes(file.size)}"
-        return f"{file.filename} ({file.source}{size}) to be put at {self.place(info, file)}"
+        return f"{file.filename} ({file.source}{size}) to be put at {self._free_place(info, file)}"
 
 
 def declared(file: WeightFile) -> WeightFile:
@@ -315,6 +506,25 @@ def declared(file: WeightFile) -> WeightFile:
     if "md5" in changes and "sha256" not in changes:
         changes["sha256"] = ""
     return replace(file, **changes) if changes else file  # type: ignore[arg-type] # they are its strings
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Give all files of a folder at any depth; links to folders are not followed, hidden folders left out."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+def _link_or_copy(path: Path, new: Path) -> bool:
+    """Make a hard link, or a copy where there can be none; returns whether it is a link."""
+    try:
+        new.hardlink_to(path)
+    except OSError:  # another file system, or one without links
+        import shutil
+
+        shutil.copyfile(path, new)
+        return False
+    return True
 
 
 def _part_of(place: Path) -> Path:

@@ -21,6 +21,7 @@ from servers import stall
 from test_pictures import huge_png
 
 from iopaint_core import read_mask, read_picture
+from iopaint_core.fetched import plugin_folder
 
 pytestmark = pytest.mark.process
 
@@ -474,6 +475,10 @@ class TestWeights:
         (tmp_path / "plugins" / "stored.py").write_text(source)
         return lambda *arguments: command("--plugins-dir", tmp_path / "plugins", *arguments)
 
+    @pytest.fixture
+    def place(self, tmp_path):
+        return tmp_path / "store" / "weights" / plugin_folder(str(tmp_path / "plugins"), "stored")
+
     def test_download_fetches_what_is_missing(self, stored, server):
         done = stored("download", "two")
         assert done.returncode == 0, done.stderr
@@ -493,7 +498,7 @@ class TestWeights:
         assert "/b.bin answered 404. Look whether it has moved." in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_ctrl_c_leaves_a_part_that_the_next_download_goes_on_from(self, stored, server, tmp_path):
+    def test_ctrl_c_leaves_a_part_that_the_next_download_goes_on_from(self, stored, server, tmp_path, place):
         server.files["/b.bin"] = b"other" * 100_000
         plugin = tmp_path / "plugins" / "stored.py"
         old, new = (hashlib.md5(content).hexdigest() for content in (b"other", server.files["/b.bin"]))
@@ -503,7 +508,7 @@ class TestWeights:
         arguments = ["--plugins-dir", tmp_path / "plugins", "download", "two"]
         process = subprocess.Popen([sys.executable, "-m", "iopaint_core", *map(str, arguments)])
         slow.gate.wait_until_reached()
-        part = tmp_path / "store" / "weights" / "stored" / "b.bin.part"
+        part = place / "b.bin.part"
         until(lambda: part.exists() and part.stat().st_size == 200_000)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 1
@@ -511,17 +516,16 @@ class TestWeights:
         assert stored("download", "two").returncode == 0
         assert server.requests[-1] == ("/b.bin", "bytes=200000-")
 
-    def test_where_tells_where_files_are_and_where_they_would_be(self, stored, tmp_path):
+    def test_where_tells_where_files_are_and_where_they_would_be(self, stored, place):
         stored("download", "one")
         done = stored("where", "two")
-        place = tmp_path / "store" / "weights" / "stored"
         assert done.stdout == f"{place / 'a.bin'}\n"
         assert f"{place / 'b.bin'} is not there: http" in done.stderr
 
-    def test_verify_finds_what_is_wrong_and_download_mends_it(self, stored, tmp_path):
+    def test_verify_finds_what_is_wrong_and_download_mends_it(self, stored, place):
         stored("download", "two")
         assert stored("verify").returncode == 0
-        place = tmp_path / "store" / "weights" / "stored" / "b.bin"
+        place = place / "b.bin"
         place.write_bytes(b"rotten")
         done = stored("verify", "two")
         assert done.returncode == 1
@@ -532,11 +536,10 @@ class TestWeights:
         assert stored("verify", "two").returncode == 0
         assert place.read_bytes() == b"other"
 
-    def test_remove_deletes_what_no_other_model_uses(self, stored, tmp_path):
+    def test_remove_deletes_what_no_other_model_uses(self, stored, place):
         stored("download", "two")
         done = stored("remove", "two")
         assert done.returncode == 0
-        place = tmp_path / "store" / "weights" / "stored"
         assert f"{place / 'b.bin'} removed" in done.stderr
         assert f"{place / 'a.bin'} stays" in done.stderr
         assert "a.bin removed" in stored("remove", "one").stderr or (place / "a.bin").exists()

@@ -128,6 +128,7 @@ class TestFound:
     @pytest.mark.parametrize(
         ("variable", "folder"),
         [
+            (None, "store/weights/us/lama"),
             (None, "store/weights/lama"),
             ("TORCH_HOME", "torch-home/hub/checkpoints"),
             ("XDG_CACHE_HOME", "cache/torch/hub/checkpoints"),
@@ -147,7 +148,7 @@ class TestFound:
         assert path.read_bytes() == CONTENT, "it was not touched"
 
     def test_the_store_comes_first(self, store, info, tmp_path):
-        for folder in ("store/weights/lama", "home/.cache/torch/hub/checkpoints"):
+        for folder in ("store/weights/us/lama", "home/.cache/torch/hub/checkpoints"):
             (tmp_path / folder).mkdir(parents=True)
             (tmp_path / folder / "big-lama.pt").write_bytes(CONTENT)
         assert got(store, info) == store.place(info, info.weights[0])
@@ -215,8 +216,8 @@ class TestFound:
 
     def test_a_folder_that_is_a_link_out_of_the_store_is_refused(self, store, info, tmp_path):
         (tmp_path / "elsewhere").mkdir()
-        (tmp_path / "store/weights").mkdir(parents=True)
-        (tmp_path / "store/weights/lama").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "store/weights/us").mkdir(parents=True)
+        (tmp_path / "store/weights/us/lama").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(WeightsError, match=r"leads out of .* by a link"):
             store.get(info)
         assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -396,7 +397,8 @@ from pathlib import Path
 from iopaint_core import ModelInfo, ModelType, WeightFile, WeightStore
 
 url, sha256, root = sys.argv[1:]
-info = ModelInfo("lama", ModelType.INPAINT, "lama", weights=(WeightFile(url=url, sha256=sha256),))
+file = WeightFile(url=url, sha256=sha256)
+info = ModelInfo("lama", ModelType.INPAINT, "lama", distribution="us", weights=(file,))
 print(WeightStore(Path(root)).get(info))
 """
 
@@ -445,7 +447,7 @@ class TestOffline:
         )
         with pytest.raises(MissingWeightsError) as error:
             store.get(model(*files))
-        folder = tmp_path / "weights" / "lama"
+        folder = tmp_path / "weights" / "us" / "lama"
         for words in (
             f"big-lama.pt (https://a.example/big-lama.pt, 205.0 MB) to be put at {folder}/big-lama.pt",
             f"c/model.pth (https://huggingface.co/a/b/blob/main/c/model.pth) to be put at {folder}/c/model.pth",
@@ -637,7 +639,7 @@ def test_a_loader_gets_its_files_by_name(plugins, server, tmp_path):
     assert server.requests == []
     manager.preload("lama")
     manager.preload("lama")
-    assert seen == [tmp_path / "weights" / "lama" / "big-lama.pt"]
+    assert seen == [tmp_path / "weights" / "host" / "lama" / "big-lama.pt"]
     (tmp_path / "mine.pt").write_bytes(b"mine")
     with manager.load("lama", weights={"big-lama.pt": tmp_path / "mine.pt"}):
         assert seen[-1] == tmp_path / "mine.pt"
