@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from iopaint_core.catalog import ScanReport, find_model, scan, scan_models, scan_plugin_models
 from iopaint_core.errors import (
     AmbiguousModelError,
+    ContractError,
     DownloadError,
     InputError,
     IOPaintError,
@@ -73,6 +74,7 @@ from iopaint_core.schema import (
     Task,
     WeightFile,
 )
+from iopaint_core.version import __version__
 
 if TYPE_CHECKING:
     from iopaint_core.accounts import Counts, EventKind, Held, Ledger, PoolEvent, PoolStats
@@ -159,6 +161,7 @@ __all__ = [
     "Click",
     "Component",
     "ComponentKey",
+    "ContractError",
     "Counts",
     "DownloadError",
     "EventKind",
@@ -235,6 +238,7 @@ __all__ = [
     "WeightFile",
     "WeightStore",
     "WeightsError",
+    "__version__",
     "default_context",
     "file_component",
     "find_model",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from iopaint_core.errors import (
     AmbiguousModelError,
+    ContractError,
     ModelNameError,
-    PluginError,
     UnavailableModelError,
     UnknownModelError,
     nearest,
 )
-from iopaint_core.plugins import REMEDIES, PluginManager
+from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import ModelInfo, ModelType, PluginInfo, Problem, Stage, Task
 from iopaint_core.values import shown
 
@@ -39,7 +39,9 @@ def scan(plugins: PluginManager | None = None) -> ScanReport:
     models: list[ModelInfo] = []
     problems: list[Problem] = []
     for plugin, task, announced in plugins.announcements():
-        models += _accept(plugin, task, announced, problems)
+        found, faults = _accept(plugin, task, announced)
+        models += found
+        problems += [plugins.problem(plugin, Stage.SCAN, fault) for fault in faults]
     return ScanReport(tuple(models), plugins.plugins, plugins.problems + tuple(problems))
 
 
@@ -109,22 +111,27 @@ def _names(info: ModelInfo) -> tuple[str, str, str]:
     return info.name, info.qualified_name, info.full_name
 
 
-def _accept(plugin: PluginInfo, task: Task, announced: list[object], problems: list[Problem]) -> list[ModelInfo]:
-    """The valid ones among what a plugin announced, by name and marked as its own; `task` is their default."""
+def _accept(plugin: PluginInfo, task: Task, announced: list[object]) -> tuple[list[ModelInfo], list[ContractError]]:
+    """The valid ones among what a plugin announced, by name and marked as its own, and what is wrong with others.
+
+    `task` is their default.
+    """
     accepted: dict[str, ModelInfo] = {}
+    faults = []
     for info in announced:
         try:
             if type(info) is not ModelInfo:
-                raise PluginError(
+                raise ContractError(
                     f"it announces {shown(info)}, expected a ModelInfo, and none of a subclass",
-                    f"Make it so: ModelInfo(name=...). {REMEDIES[Stage.SCAN]}",
+                    "Make it so: ModelInfo(name=...)",
                 )
             if type(task) is not Task:
-                raise PluginError(f"the task of its BasePlugin is {shown(task)}, expected a Task")
+                raise ContractError(
+                    f"the task of its BasePlugin is {shown(task)}, expected a Task", "Task.RESTORE is one"
+                )
             if info.name in accepted:
-                raise PluginError(f"it announces {info.name} a second time")
+                raise ContractError(f"it announces {info.name} a second time", "Announce each name once")
             accepted[info.name] = info.announced_by(plugin, task)
-        except PluginError as error:
-            remedy = error.remedy or REMEDIES[Stage.SCAN]
-            problems.append(Problem(plugin.name, plugin.distribution, plugin.version, Stage.SCAN, error, remedy))
-    return [accepted[name] for name in sorted(accepted)]
+        except ContractError as error:
+            faults.append(error)
+    return [accepted[name] for name in sorted(accepted)], faults

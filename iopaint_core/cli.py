@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections import Counter
@@ -27,11 +28,12 @@ from iopaint_core.errors import (
 from iopaint_core.options import option_names
 from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import DTYPES, describe, format_bytes
+from iopaint_core.version import __version__
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import Any, NoReturn
+    from typing import IO, Any, NoReturn
 
     from tqdm import tqdm
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from iopaint_core.parameters import Parameters, ParametersLike
     from iopaint_core.schema import LoadContext, ModelInfo, WeightFile
 
+_OUTPUT = "iopaint_core.output"
+"""Where a command prints what it is asked for, once code of plugins may run: a key of `Context.meta`."""
 _EXISTING = click.Path(exists=True, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -147,17 +151,21 @@ def describe_model(plugins_dir: Path | None, model: str, as_json: bool) -> None:
     for name, value in described.items():
         words = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
         shown = ", ".join(map(str, words)) if isinstance(words, list) else words
-        click.echo(f"{name.replace('_', ' ')}: {shown or '-'}")
+        _print(f"{name.replace('_', ' ')}: {shown or '-'}")
 
 
 @main.command("plugins")
+@click.option("--traceback", "failed", metavar="NAME", help="Show where in its code a plugin failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj
-def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
-    """List the plugins that were found, and what went wrong with them."""
+def list_plugins(plugins_dir: Path | None, failed: str | None, as_json: bool) -> None:
+    """List the plugins that were found, how long they took, and what went wrong with them."""
     report = _scan(plugins_dir)
+    if failed is not None:
+        _print_tracebacks(failed, report)
+        return
     models = Counter((info.distribution, info.plugin_name) for info in report.models)
-    columns = ("name", "distribution", "version", "status", "models")
+    columns = ("name", "distribution", "version", "status", "models", "seconds", "heavy_imports")
     rows = [
         (
             plugin.name,
@@ -165,6 +173,8 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
             plugin.version,
             plugin.status.value,
             models[plugin.distribution, plugin.name],
+            round(plugin.seconds, 3),
+            list(plugin.heavy_imports) if as_json else ", ".join(plugin.heavy_imports) or "-",
         )
         for plugin in report.plugins
     ]
@@ -177,6 +187,7 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
                 "stage": problem.stage.value,
                 "error": describe(problem.error),
                 "remedy": problem.remedy,
+                "traceback": problem.traceback,
             }
             for problem in report.problems
         ]
@@ -185,6 +196,18 @@ def list_plugins(plugins_dir: Path | None, as_json: bool) -> None:
         _print_table(columns, rows)
         for problem in report.problems:
             click.echo(f"Problem: {problem}", err=True)
+
+
+def _print_tracebacks(name: str, report: ScanReport) -> None:
+    """Print where a plugin failed. Raises `UsageError` for a name that no plugin has."""
+    names = {name for plugin in report.plugins for name in (plugin.name, plugin.qualified_name)}
+    if name not in names:
+        raise click.UsageError(f"No plugin is named {name}{did_you_mean(name, names)}.")
+    found = [each for each in report.problems if name in {each.plugin, f"{each.distribution}:{each.plugin}"}]
+    for problem in found:
+        _print(f"{problem}\n{problem.traceback}")
+    if not found:
+        _print(f"Nothing is wrong with {name}.")
 
 
 @main.command()
@@ -342,7 +365,7 @@ def run(
     from iopaint_core.settings import default_context
 
     PIL.Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit
-    with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
+    with _usage_errors():
         jobs = batch.plan(image, mask, output, recursive=recursive, overwrite=overwrite)
         context = replace(default_context(), device=device)
         context = replace(context, cache=model_dir or context.cache, offline=offline or context.offline)
@@ -457,7 +480,7 @@ def pool(
     from iopaint_core.manager import ModelManager
     from iopaint_core.settings import default_context
 
-    with _usage_errors(), contextlib.redirect_stdout(sys.stderr):
+    with _usage_errors():
         context = replace(default_context(), device=device, dtype=dtype)
         found = ModelManager(_plugins(plugins_dir), context=context).forecast(*models)
     separately, together = found.separately, found.together
@@ -484,7 +507,7 @@ def pool(
         )
         return
     _print_table(columns, [(*row[:2], format_bytes(row[2]), row[3], ", ".join(row[4]) or "-") for row in rows])
-    click.echo()
+    _print("")
     answers = {None: "-", True: "yes", False: "no"}
     _print_table(sums, [(row[0], *map(format_bytes, row[1:4]), answers[row[4]]) for row in totals])
 
@@ -591,10 +614,13 @@ def where(plugins_dir: Path | None, model: str) -> None:
     with _usage_errors():
         info, store = find_model(model, report.models), _store()
         if info.path is not None:
-            click.echo(info.path)
+            _print(str(info.path))
         for file in info.weights:
             path = store.find(info, file)
-            click.echo(path or f"{store.place(info, file)} is not there: {file.source}", err=path is None)
+            if path is None:
+                click.echo(f"{store.place(info, file)} is not there: {file.source}", err=True)
+            else:
+                _print(str(path))
 
 
 @main.command()
@@ -622,10 +648,14 @@ def doctor(plugins_dir: Path | None) -> None:
         "HF_HUB_OFFLINE",
         "IOPAINT_PLUGINS",
         "IOPAINT_DISABLE_PLUGINS",
+        "IOPAINT_PLUGIN_TIMEOUT",
+        "IOPAINT_DEBUG",
+        "IOPAINT_RAISE",
     )
     context = default_context()
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
     rows += [(name, version(name)) for name in ("iopaint-core", *_required_packages())]
+    rows += [("contract", f"{__version__}, that of iopaint-core")]
     rows += [(name, os.environ.get(name, "not set")) for name in settings]
     variables = {
         option_variable(info.plugin_name, name): None
@@ -658,7 +688,7 @@ def doctor(plugins_dir: Path | None) -> None:
     if problems:
         sys.exit(1)
     if not unavailable and not orphans:
-        click.echo("Nothing wrong was found.")
+        _print("Nothing wrong was found.")
 
 
 def _required_packages() -> list[str]:
@@ -743,6 +773,10 @@ def _given_weights(texts: Sequence[str], info: ModelInfo) -> dict[str, Path]:
 
 
 def _plugins(folder: Path | None) -> PluginManager:
+    """Find the plugins, whose code does not write to standard output from here on."""
+    context = click.get_current_context()
+    if _OUTPUT not in context.meta:
+        context.meta[_OUTPUT] = context.with_resource(_output_kept())
     plugins = PluginManager()
     plugins.discover()
     if folder:
@@ -751,9 +785,7 @@ def _plugins(folder: Path | None) -> PluginManager:
 
 
 def _scan(folder: Path | None) -> ScanReport:
-    """Scan, keeping whatever plugins print off standard output."""
-    with contextlib.redirect_stdout(sys.stderr):
-        return scan(_plugins(folder))
+    return scan(_plugins(folder))
 
 
 @contextlib.contextmanager
@@ -788,15 +820,38 @@ def _report(outcome: Outcome) -> None:
         logging.getLogger(__name__).info("%s failed", job.image, exc_info=outcome.error)
 
 
+def _print(text: str) -> None:
+    """Print a line of what a command is asked for; what can't be encoded is escaped, as in JSON."""
+    context = click.get_current_context()
+    click.echo(text.encode("utf-8", "backslashreplace"), file=context.meta.get(_OUTPUT))
+
+
+@contextlib.contextmanager
+def _output_kept() -> Iterator[IO[Any] | None]:
+    """Give standard output; whatever plugins and libraries write there meanwhile goes to standard error."""
+    ours: IO[Any] | None = sys.stdout
+    replaced = ours is not sys.__stdout__
+    with contextlib.redirect_stdout(sys.stderr):
+        if ours is None or replaced:
+            yield ours
+            return
+        ours.flush()
+        with open(os.dup(1), "wb") as kept:  # noqa: PTH123 - no path
+            os.dup2(2, 1)
+            try:
+                yield kept
+            finally:
+                os.dup2(kept.fileno(), 1)
+
+
 def _print_json(document: object) -> None:
     import json
 
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    click.echo(text.encode("utf-8", "backslashreplace"))  # names of files may be no text: as JSON escapes them
+    _print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [[str(cell) for cell in row] for row in ([name.upper() for name in columns], *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        _print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 class IOPaintError(Exception):
@@ -22,6 +22,10 @@ class IOPaintError(Exception):
 
 class PluginError(IOPaintError):
     """A plugin, or a setting that selects plugins, breaks the contract."""
+
+
+class ContractError(PluginError):
+    """What a plugin declares or returns breaks the contract; the remedy is for its author."""
 
 
 class ModelNameError(IOPaintError):
@@ -114,6 +118,14 @@ class PictureTooLargeError(PictureReadError):
 
 class PictureWriteError(PictureError):
     """A picture that can't be written; what stood there before is whole."""
+
+
+class AskedError(BaseException):
+    """Ends a loader once it has asked for its components; no plugin that catches `Exception` keeps it."""
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        super().__init__("this load only asks what is needed")
+        self.components = components
 
 
 def nearest(name: str, choices: Iterable[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from iopaint_core.catalog import ScanReport, find_model, scan, with_required
 from iopaint_core.chain import run_chain
 from iopaint_core.entries import Component, device_name
 from iopaint_core.errors import (
+    AskedError,
     InputError,
     ModelError,
     ModelLoadError,
@@ -625,12 +626,12 @@ class ModelManager:
         self.store.get(key.info, dict(key.weights), fetch=False)
 
         def stop(components: Mapping[str, Component[Any]]) -> Mapping[str, Any]:
-            raise _AskedError(components)
+            raise AskedError(components)
 
         try:
             model = self._load(key, stop)
         except ModelLoadError as error:
-            if isinstance(error.__cause__, _AskedError):
+            if isinstance(error.__cause__, AskedError):
                 return error.__cause__.components
             raise
         whole = Component(key, lambda: model, model.nbytes, self.context.device)
@@ -662,7 +663,7 @@ class ModelManager:
         )
         try:
             with process_defaults:
-                model = self.plugins.load_model(info, context)
+                model = self.plugins.load_model(info, context, model_class(info.task))
         except ModelLoadError as error:
             if is_out_of_memory(error.__cause__):
                 raise MemoryError(str(error.__cause__)) from error
@@ -751,11 +752,3 @@ def _empty(model: Model) -> None:
 
 class _ReloadedError(ModelLoadError):
     """A load would run other code than that of its key."""
-
-
-class _AskedError(BaseException):
-    """Ends a loader once it has asked for its components; no plugin that catches `Exception` keeps it."""
-
-    def __init__(self, components: Mapping[str, Component[Any]]) -> None:
-        super().__init__("this load only asks what is needed")
-        self.components = components

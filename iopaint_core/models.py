@@ -24,6 +24,7 @@ from iopaint_core.parameters import HDStrategy, ImageParameters, InpaintParamete
 from iopaint_core.progress import Progress, call_progress, cancellation, host_callback, nested_part
 from iopaint_core.schema import Result, Task, describe
 from iopaint_core.torch_process import is_out_of_memory
+from iopaint_core.tracebacks import log_failure, raises_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -484,6 +485,9 @@ def model_errors(model: Model) -> Iterator[None]:
         raise
     except BaseException as error:  # SystemExit is no Exception, nor are the panics of extensions written in Rust
         _raise_if_cancelled()
+        if raises_at_once():
+            raise
+        log_failure(f"{_name(model)} failed", error)
         raise _failed(model, error) from error
     _raise_if_cancelled()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, NoReturn
 
-from iopaint_core.errors import PluginError
+from iopaint_core.errors import ContractError
 from iopaint_core.values import compares_by_identity, is_a, type_name
 
 if TYPE_CHECKING:
@@ -92,17 +92,17 @@ def option_names(options: type[LoadOptions]) -> list[str]:
 def check_options_class(options: object) -> None:
     """Raise `PluginError` unless this is a frozen dataclass of options that all have a default."""
     if not is_a(options, type) or not isinstance(options, type) or not issubclass(options, LoadOptions):
-        raise PluginError(
+        raise ContractError(
             f"load_options expected a subclass of LoadOptions, got {type_name(options)}", "Pass the class itself"
         )
     if not compares_by_identity(options):
-        raise PluginError(
+        raise ContractError(
             f"load_options expected a plain class, and the metaclass of {options.__name__} compares in its own way",
             "Leave out __eq__ and __hash__ there",
         )
     parameters = vars(options).get("__dataclass_params__")
     if parameters is None or not parameters.eq:
-        raise PluginError(
+        raise ContractError(
             f"load_options expected a frozen dataclass, and {options.__name__} is none, or has eq=False",
             "Decorate it with @dataclass(frozen=True)",
         )
@@ -112,7 +112,7 @@ def check_options_class(options: object) -> None:
         if field.init and field.default is MISSING and field.default_factory is MISSING
     ]
     if required:
-        raise PluginError(
+        raise ContractError(
             f"load_options expected a default for each option, and {options.__name__} has none for "
             f"{', '.join(required)}",
             "Give one: a host may set none",

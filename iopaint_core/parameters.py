@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeAlia
 
 from annotated_types import Ge, Gt, Le
 
-from iopaint_core.errors import PluginError, RequestError, did_you_mean
+from iopaint_core.errors import ContractError, RequestError, did_you_mean
 from iopaint_core.values import compares_by_identity, is_a, shown
 
 if TYPE_CHECKING:
@@ -419,7 +419,7 @@ def iopaint_flags(parameters: type[Parameters]) -> dict[str, bool]:
 def check_declaration(cls: object) -> None:
     """Check a class of parameters as far as that is possible without pydantic. Raises `PluginError`."""
     if not is_a(cls, type) or not isinstance(cls, type) or not issubclass(cls, Parameters):
-        raise PluginError(
+        raise ContractError(
             f"invalid parameters: expected a subclass of Parameters, got {shown(cls)}",
             "Give the class itself, not an instance",
         )
@@ -498,11 +498,11 @@ def _describe_error(item: Any) -> str:  # noqa: ANN401 - pydantic's description 
     return f"{key!r} is {_short.repr(item['input'])}: {message}" if key else message
 
 
-def _invalid(cls: type, what: str, remedy: str) -> PluginError:
-    return PluginError(f"invalid parameters class {cls.__qualname__}: {what}", remedy)
+def _invalid(cls: type, what: str, remedy: str) -> ContractError:
+    return ContractError(f"invalid parameters class {cls.__qualname__}: {what}", remedy)
 
 
-def _declaration_error(cls: type[Parameters], error: BaseException) -> PluginError:
+def _declaration_error(cls: type[Parameters], error: BaseException) -> ContractError:
     """Return an error that names the first field whose type can't be found, checked, or held by JSON."""
     from pydantic import TypeAdapter
 

@@ -6,14 +6,20 @@ it does wrong becomes a `Problem`, it is unregistered, and the others go on.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib.util
 import inspect
 import itertools
+import logging
 import os
 import re
 import sys
 import threading
+import time
+import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,28 +28,40 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from iopaint_core import hookspecs
-from iopaint_core.errors import IOPaintError, ModelLoadError, PluginError, PoolError, did_you_mean
+from iopaint_core.errors import (
+    AskedError,
+    ContractError,
+    IOPaintError,
+    ModelLoadError,
+    PluginError,
+    PoolError,
+    did_you_mean,
+)
 from iopaint_core.hookspecs import BasePlugin
+from iopaint_core.process_state import process_state_kept
 from iopaint_core.reloading import drop_bytecode_of, import_anew
-from iopaint_core.schema import HOST, PluginInfo, PluginStatus, Problem, Stage, describe
-from iopaint_core.values import type_name
+from iopaint_core.requirements import check_requirements
+from iopaint_core.schema import HEAVY, HOST, PluginInfo, PluginStatus, Problem, Stage, describe
+from iopaint_core.time_limits import VARIABLE, Watch, plugin_timeout, within
+from iopaint_core.tracebacks import log_failure, raises_at_once
+from iopaint_core.values import plain, type_name
+from iopaint_core.version import __version__
+from iopaint_core.wrappers import WrapperError, run_wrapped
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
 
     from iopaint_core.schema import LoadContext, ModelInfo, Task
 
+_logger = logging.getLogger(__name__)
+
 ENTRY_POINT_GROUP = "iopaint"
 ANNOUNCE = "iopaint_available_models"
 MOST_MODELS = 100_000
 """Of one plugin: an iterator without end is a fault of it, and no host waits for ever."""
 HOOKS = (ANNOUNCE, "iopaint_load_model")
-REMEDIES = {
-    Stage.CONFIGURE: "Correct the name or install the package",
-    Stage.IMPORT: "Reinstall or update the package, or disable it with IOPAINT_DISABLE_PLUGINS",
-    Stage.REGISTER: "Update the package; its author finds the contract in iopaint_core/hookspecs.py",
-    Stage.SCAN: "Update the package, or disable it with IOPAINT_DISABLE_PLUGINS",
-}
+_asked: contextvars.ContextVar[PluginInfo | None] = contextvars.ContextVar("iopaint_asked_plugin", default=None)
+"""The plugin that is being imported, or asked for its models."""
 
 
 class PluginManager:
@@ -92,7 +110,8 @@ class PluginManager:
 
     def discover(self) -> None:
         """Find, import and register the plugins that installed packages offer as entry points."""
-        with self._discovery:
+        _refuse_within_plugins()
+        with self._discovery, Watch() as watch:
             entries = _entry_points()
             self._check_lists([info for info, _ in entries])
             for info, entry in sorted(entries, key=lambda pair: _origin(pair[0])):
@@ -102,7 +121,7 @@ class PluginManager:
                 if not self._permits(info):
                     self._plugins[info.qualified_name] = replace(info, status=PluginStatus.DISABLED)
                     continue
-                self._admit(entry.load, info)
+                self._admit(functools.partial(_load_entry_point, entry), info, watch)
 
     def discover_folder(self, folder: Path) -> None:
         """Import each `*.py` of a folder as a plugin, except those whose names begin with `_`.
@@ -113,13 +132,14 @@ class PluginManager:
         if not folder.is_dir():
             raise PluginError(f"{folder} is no folder", "Name a folder that holds single-file plugins")
         folder = folder.absolute()  # it tells plugins apart, also from another working directory
-        with self._discovery:
+        _refuse_within_plugins()
+        with self._discovery, Watch() as watch:
             for path in sorted(folder.glob("[!_.]*.py")):
                 info = PluginInfo(path.stem, str(folder), version="")
                 if info.qualified_name in self._plugins:
                     continue
                 self._sources[info.qualified_name] = path
-                self._admit(functools.partial(_import_file, path), info)
+                self._admit(functools.partial(_import_file, path), info, watch)
 
     def register(self, plugin: object, name: str | None = None, *, distribution: str = HOST) -> PluginInfo:
         """Register a plugin that the host brings along; a wrong one raises `PluginError`."""
@@ -154,7 +174,8 @@ class PluginManager:
         Raises `PluginError` for a name that is not one plugin's, for a plugin that a list leaves out, and for one
         that the host registered.
         """
-        with self._discovery:
+        _refuse_within_plugins()
+        with self._discovery, Watch() as watch:
             info = self._named(name)
             source = self._sources.get(info.qualified_name)
             if source is None:
@@ -176,63 +197,99 @@ class PluginManager:
                 info, load = self._installed(info)
             with self._lock:
                 self._problems = [problem for problem in self._problems if _origin_of(problem) != _origin(info)]
-            self._admit(load, replace(info, status=PluginStatus.ACTIVE), replaces=True)
+            self._admit(load, replace(info, status=PluginStatus.ACTIVE), watch, replaces=True)
             return self._plugins[info.qualified_name]
 
     def announcements(self) -> Iterator[tuple[PluginInfo, Task, list[object]]]:
         """Ask each plugin, in the order of `plugins`, for its models' default task and for them; unchecked."""
+        _refuse_within_plugins()
         with self._lock:
             implementations = self._pluggy.hook.iopaint_available_models.get_hookimpls()
             asked = [(self._plugins[impl.plugin_name], impl) for impl in implementations]
-        for info, implementation in sorted(asked, key=lambda pair: _origin(pair[0])):
-            plugin = implementation.plugin
-            try:
-                task = plugin.task if isinstance(plugin, BasePlugin) else BasePlugin.task
-                answer = _materialise(implementation.function())
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - see `_admit`
-                self._fail(info, Stage.SCAN, error)
-            else:
-                yield info, task, answer
+        seconds = self._timeout()
+        with Watch() as watch, process_state_kept():
+            for info, implementation in sorted(asked, key=lambda pair: _origin(pair[0])):
+                what = f"the plugin {info.qualified_name}, asked for its models,"
+                try:
+                    with watch.doing(what), _asking(info):
+                        answer = within(seconds, what, functools.partial(_announced, implementation))
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - see `_admit`
+                    self._fail(info, Stage.SCAN, error)
+                else:
+                    yield info, *answer
 
-    def load_model(self, info: ModelInfo, context: LoadContext) -> object:
+    def load_model(self, info: ModelInfo, context: LoadContext, kind: type = object) -> object:
         """Run the implementation of the plugin that announced `info` inside the wrappers of every plugin.
+
+        A wrapper that fails, or returns no `kind`, is a `Problem` of its plugin, and the load goes on without it.
 
         Raises `ModelLoadError`, with what the plugin raised as its cause; a `PoolError` or `MemoryError` as it is.
         """
         owner = f"{info.distribution}:{info.plugin_name}"
         with self._lock:
-            plugin = self._pluggy.get_plugin(owner)
             implementations = self._pluggy.hook.iopaint_load_model.get_hookimpls()
-            registered = self._pluggy.list_name_plugin()
-        if plugin is None:
+        own = [impl for impl in implementations if impl.plugin_name == owner and not _is_wrapper(impl)]
+        if not own:
             raise ModelLoadError(
                 f"{info.qualified_name} can't be loaded: its plugin {owner} is not registered",
                 "Scan again, and look at `iopaint-core plugins` for what became of it",
             )
-        wrapping = {impl.plugin_name for impl in implementations if impl.wrapper or impl.hookwrapper}
-        load = _Load(plugin)
+        arguments = {"info": info, "context": context}
+
+        def load() -> object:
+            return own[0].function(*(arguments[name] for name in own[0].argnames))
+
+        for wrapper in filter(_is_wrapper, implementations):  # the innermost first
+            failed = functools.partial(self._note_wrapper, wrapper.plugin_name, info)
+            load = functools.partial(run_wrapped, wrapper, arguments, load, kind, failed)
         try:
-            for name, candidate in registered:
-                if name == owner or name in wrapping:
-                    load.register(candidate, name)
-            return load.hook.iopaint_load_model(info=info, context=context)
+            return load()
         except (KeyboardInterrupt, MemoryError, PoolError):
             raise
         except BaseException as error:
+            if not isinstance(error, AskedError):
+                _note_failure(f"{info.qualified_name} could not be loaded", error)
             raise ModelLoadError(
                 f"{info.qualified_name} could not be loaded: {describe(error)}", _load_remedy(error, info)
             ) from error
 
+    def problem(self, info: PluginInfo, stage: Stage, error: BaseException) -> Problem:
+        """Return what went wrong as data, with a remedy for whoever can do something: a user, or its author."""
+        stage = Stage.REGISTER if isinstance(error, _RegisterError) else stage
+        source = self._sources.get(info.qualified_name)
+        return Problem(info.name, info.distribution, info.version, stage, error, _remedy(info, source, error))
+
+    def _note_wrapper(self, name: str, around: ModelInfo, error: WrapperError) -> None:
+        """Keep what is wrong with a wrapper, once."""
+        _note_failure(f"A wrapper of {name} failed around the load of {around.qualified_name}", error)
+        with self._lock:
+            info = self._plugins.get(name)
+            if info is None:  # it was unregistered meanwhile
+                return
+            problem = self.problem(info, Stage.WRAP, error)
+            if str(problem) not in map(str, self._problems):
+                _logger.warning("%s went on without a wrapper: %s", around.qualified_name, problem)
+                self._problems.append(problem)
+
     def _fail(self, info: PluginInfo, stage: Stage, error: BaseException) -> None:
         """Unregister a plugin and keep what went wrong."""
-        stage = Stage.REGISTER if isinstance(error, _ContractError) else stage
-        remedy = (error.remedy if isinstance(error, IOPaintError) else "") or REMEDIES[stage]
+        _note_failure(f"The plugin {info.qualified_name} failed", error)
         with self._lock:
             self._withdraw(info)
             self._plugins[info.qualified_name] = replace(info, status=PluginStatus.FAILED)
-            self._problems.append(Problem(info.name, info.distribution, info.version, stage, error, remedy))
+            self._problems.append(self.problem(info, stage, error))
+
+    def _timeout(self) -> float | None:
+        """The seconds that a plugin may take; a wrong setting of it is a problem, once."""
+        try:
+            return plugin_timeout()
+        except PluginError as error:
+            problem = Problem(VARIABLE, VARIABLE, "", Stage.CONFIGURE, error, error.remedy)
+            if str(problem) not in map(str, self._problems):
+                self._problems.append(problem)
+            return None
 
     def _withdraw(self, info: PluginInfo) -> None:
         if self._pluggy.has_plugin(info.qualified_name):
@@ -263,23 +320,30 @@ class PluginManager:
                 modules = {name: _module_of(each) for name, each in sources.items() if not isinstance(each, Path)}
                 own = modules.pop(info.qualified_name)
                 self._sources = sources
-                return found, functools.partial(import_anew, own, modules.values(), entry.load)
+                load = functools.partial(_load_entry_point, entry)
+                return found, functools.partial(import_anew, own, modules.values(), load)
 
-        def load() -> object:
+        def missing() -> object:
             raise PluginError(
                 f"{info.distribution} has no entry point {info.name} any more",
                 "Install a version that has it, or unregister it",
             )
 
-        return info, load
+        return info, missing
 
-    def _admit(self, load: Callable[[], object], info: PluginInfo, *, replaces: bool = False) -> None:
+    def _admit(self, load: Callable[[], object], info: PluginInfo, watch: Watch, *, replaces: bool = False) -> None:
         """Import a plugin and register it; what it does wrong becomes a problem.
 
         `SystemExit` is no `Exception`, nor are the panics of extensions written in Rust.
         """
+        before, started = set(sys.modules), time.monotonic()
+        what = f"the import of the plugin {info.qualified_name}"
         try:
-            self._register(load(), info, replaces=replaces)
+            with watch.doing(what), process_state_kept(), _asking(info):
+                plugin = within(self._timeout(), what, load)
+                seconds, heavy = time.monotonic() - started, _heavy_imports(before, info)
+                info = replace(info, seconds=seconds, heavy_imports=heavy)
+                self._register(plugin, info, replaces=replaces)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
@@ -294,14 +358,14 @@ class PluginManager:
                 self._withdraw(info)
             if self._pluggy.has_plugin(info.qualified_name) or self._pluggy.is_registered(plugin):
                 taken = self._pluggy.get_name(plugin) or info.qualified_name
-                raise _ContractError(f"it is registered already, as {taken}")
+                raise _RegisterError(f"it is registered already, as {taken}")
             try:
                 self._pluggy.register(plugin, info.qualified_name)
             except pluggy.PluginValidationError as error:
-                raise _ContractError(str(error)) from error
+                raise _RegisterError(*self._unknown_arguments(plugin, error)) from None
             if faults := list(self._faults(plugin)):
                 self._pluggy.unregister(plugin)
-                raise _ContractError("; ".join(faults))
+                raise _RegisterError("; ".join(faults))
             self._plugins[info.qualified_name] = info
             self._code[info.qualified_name] = code
             self._changes += 1
@@ -328,6 +392,21 @@ class PluginManager:
         for missing in set(HOOKS) - implemented if implemented else ():
             yield f"{missing} is missing: implement both hooks"
 
+    def _unknown_arguments(self, plugin: object, error: Exception) -> tuple[str, str]:
+        """What is wrong with a plugin whose hooks have arguments that pluggy refuses, and the remedy."""
+        for name in HOOKS:
+            options = self._pluggy.parse_hookimpl_opts(plugin, name)
+            if options is not None:
+                given = inspect.signature(getattr(hookspecs, name)).parameters
+                unknown = inspect.signature(getattr(plugin, name)).parameters.keys() - given.keys()
+                if unknown:
+                    found, expected = ", ".join(sorted(unknown)), ", ".join(given) or "nothing"
+                    return (
+                        f"{name} takes {found}, and iopaint-core {__version__} gives it {expected}",
+                        "Take what it gives; for a newer iopaint-core: pip install -U iopaint-core",
+                    )
+        return " ".join(str(error).split()), "Mend the hook: the contract is in iopaint_core/hookspecs.py"
+
     def _unmarked(self, plugin: object) -> Iterator[str]:
         """Functions named like hooks that pluggy does not see."""
         for name in dir(plugin):
@@ -348,7 +427,8 @@ class PluginManager:
             error = PluginError(
                 f"a list of plugins names {name}, which is not installed{did_you_mean(name, known)}"
             )
-            self._problems.append(Problem(name, name, "", Stage.CONFIGURE, error, REMEDIES[Stage.CONFIGURE]))
+            remedy = "Correct the name or install the package"
+            self._problems.append(Problem(name, name, "", Stage.CONFIGURE, error, remedy))
 
 
 class PluginCode:
@@ -364,26 +444,8 @@ class PluginCode:
         return id(self._source)
 
 
-class _ContractError(PluginError):
+class _RegisterError(ContractError):
     """A plugin's hooks do not fit the hook specifications."""
-
-
-class _Load(pluggy.PluginManager):
-    """Takes each plugin's wrappers, but the implementation of the model's owner alone.
-
-    pluggy's `subset_hook_caller` can't do this: it leaves out a plugin's wrappers with its implementation.
-    """
-
-    def __init__(self, owner: object) -> None:
-        super().__init__("iopaint")
-        self._owner = owner
-        self.add_hookspecs(hookspecs)
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
-        options = super().parse_hookimpl_opts(plugin, name)
-        if options is None or plugin is self._owner or options["wrapper"] or options["hookwrapper"]:
-            return options
-        return None
 
 
 def missing_packages(*names: str, install: str) -> str:
@@ -455,24 +517,107 @@ def _import_file(path: Path) -> object:
         if before is not None:
             sys.modules[name] = before
         raise
-    classes = [
+    return _plugin_in(module)
+
+
+def _load_entry_point(entry: EntryPoint) -> object:
+    """Import what an entry point names, if its package is made for this core; a module may hold one class."""
+    if entry.dist is not None:
+        with contextlib.suppress(FileNotFoundError):  # see `_plugin_info`
+            metadata = entry.dist.metadata
+            name, version = metadata.get("Name") or "unknown", metadata.get("Version") or ""
+            check_requirements(name, version, metadata.get_all("Requires-Dist") or ())
+    return _plugin_in(entry.load())
+
+
+def _plugin_in(found: object) -> object:
+    """The one `BasePlugin` that a module defines, if it implements no hook itself; else what was found."""
+    if not isinstance(found, types.ModuleType) or hasattr(found, ANNOUNCE):
+        return found
+    own = found.__name__
+    classes = {
         value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, BasePlugin) and value.__module__ == name
-    ]
-    return classes[0] if len(classes) == 1 and not hasattr(module, ANNOUNCE) else module
+        for value in vars(found).values()
+        if isinstance(value, type)
+        and issubclass(value, BasePlugin)
+        and not inspect.isabstract(value)
+        and (value.__module__ == own or value.__module__.startswith(f"{own}."))
+    }
+    return classes.pop() if len(classes) == 1 else found
+
+
+def _announced(implementation: pluggy.HookImpl) -> tuple[Task, list[object]]:
+    """Ask a plugin for its models' default task, and for them."""
+    plugin = implementation.plugin
+    task = plugin.task if isinstance(plugin, BasePlugin) else BasePlugin.task
+    return task, _materialise(implementation.function())
+
+
+@contextlib.contextmanager
+def _asking(info: PluginInfo) -> Iterator[None]:
+    token = _asked.set(info)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def _refuse_within_plugins() -> None:
+    """Raise `ContractError` in a plugin that looks at all plugins while it is looked at: that would not end."""
+    info = _asked.get()
+    if info is not None:
+        raise ContractError(
+            f"{info.qualified_name} scans for plugins while it is imported or asked for its models",
+            "Scan in iopaint_load_model, or call other models there by context.models",
+        )
+
+
+def _is_wrapper(implementation: pluggy.HookImpl) -> bool:
+    return implementation.wrapper or implementation.hookwrapper
+
+
+def _note_failure(message: str, error: BaseException) -> None:
+    """Log where a plugin failed; or, for a debugger, raise it."""
+    if raises_at_once():
+        raise error
+    log_failure(message, error)
+
+
+def _heavy_imports(before: set[str], info: PluginInfo) -> tuple[str, ...]:
+    """The packages of which many modules were imported since then, but for those of the plugin itself."""
+    counts = Counter(name.partition(".")[0] for name in sys.modules.keys() - before)
+    own = _normalise(info.distribution).replace("-", "_")
+    return tuple(sorted(name for name, count in counts.items() if count >= HEAVY and name != own))
+
+
+def _remedy(info: PluginInfo, source: EntryPoint | Path | None, error: BaseException) -> str:
+    """What to do about a plugin that failed: for its author if it is a file or the host's, else for its user."""
+    advice = error.remedy if isinstance(error, IOPaintError) and isinstance(error.remedy, str) else ""
+    if advice and not isinstance(error, ContractError):
+        return plain(advice)
+    if isinstance(error, ModuleNotFoundError) and isinstance(error.name, str):
+        advice = f"Install {plain(error.name).partition('.')[0]}"
+    shows = f"`iopaint-core plugins --traceback {info.name}` shows where it fails"
+    if isinstance(source, Path):
+        return advice or f"Correct {source}: {shows}"
+    if source is None:
+        return advice or f"Correct the plugin that the host registers as {info.name}: {shows}"
+    user = f"Update the package: pip install -U {info.distribution}; or disable it with IOPAINT_DISABLE_PLUGINS"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{advice}, or the extra of {info.distribution} that brings it"
+    return f"{user}. Its author: {advice or shows}"
 
 
 def _materialise(models: object) -> list[object]:
     if not isinstance(models, Iterable) or isinstance(models, (str, bytes)):
-        raise PluginError(
+        raise ContractError(
             f"{ANNOUNCE} returned {type_name(models)}, not an iterable of ModelInfo",
-            "Update the package; its author returns a list: [ModelInfo(...)]",
+            "Return a list: [ModelInfo(...)]",
         )
     announced = list(itertools.islice(models, MOST_MODELS + 1))
     if len(announced) > MOST_MODELS:
-        raise PluginError(
-            f"{ANNOUNCE} returned more than {MOST_MODELS} models", "Its author announces models that can be loaded"
+        raise ContractError(
+            f"{ANNOUNCE} returned more than {MOST_MODELS} models", "Announce models that can be loaded"
         )
     return announced
 

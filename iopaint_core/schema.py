@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
-from iopaint_core.errors import InputError, IOPaintError, PluginError, PoolError, WeightsError
+from iopaint_core.errors import ContractError, InputError, IOPaintError, PoolError, WeightsError
 from iopaint_core.options import NO_OPTIONS, LoadOptions, OptionsClass, check_options_class
 from iopaint_core.parameters import (
     ImageParameters,
@@ -20,6 +20,7 @@ from iopaint_core.parameters import (
     ParametersClass,
     check_declaration,
 )
+from iopaint_core.tracebacks import plugin_traceback
 from iopaint_core.values import checked_bool, checked_text, is_a, items, plain, shown, type_name
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Task:
     It decides which kind of model it is: one that takes a mask and gives an image is an `InpaintModel`, one that
     gives masks and no image, or takes a mask for something else, is a `MaskModel`, all others are `ImageModel`s.
 
-    Raises `PluginError` for a name or a field of results that can't be.
+    Raises `ContractError` for a name or a field of results that can't be.
     """
 
     INPAINT: ClassVar[Task]
@@ -74,7 +75,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if not is_a(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", plain(self.name)):
-            raise PluginError(
+            raise ContractError(
                 f"invalid task: expected a name such as 'depth' or 'remove-haze', got {shown(self.name)}",
                 "Take lower-case letters, digits, hyphens",
             )
@@ -85,7 +86,7 @@ class Task:
         wrong = [value for name, value in zip(names, gives, strict=True) if name not in RESULT_FIELDS]
         if wrong or not gives:
             found = shown(wrong[0]) if wrong else "nothing"
-            raise PluginError(
+            raise ContractError(
                 f"invalid task {self.name}: it gives {found}, which no Result holds",
                 f"Name at least one of {', '.join(RESULT_FIELDS)}",
             )
@@ -154,7 +155,7 @@ class Result:
 class WeightFile:
     """A file that a model needs: at a URL, or in a repository of the Hugging Face hub.
 
-    Raises `PluginError` if it can't be meant so.
+    Raises `ContractError` if it can't be meant so.
     """
 
     filename: str = ""
@@ -197,8 +198,8 @@ class WeightFile:
         if not self.filename or re.search(r"[\\:\0-\x1f]", self.filename) or {"", ".", ".."} & set(parts):
             raise self._wrong("its name leads out of its folder, or nowhere", "Give a plain, relative name")
 
-    def _wrong(self, what: str, remedy: str) -> PluginError:
-        return PluginError(f"invalid WeightFile {shown(self.filename)}: {what}", remedy)
+    def _wrong(self, what: str, remedy: str) -> ContractError:
+        return ContractError(f"invalid WeightFile {shown(self.filename)}: {what}", remedy)
 
     @property
     def digest(self) -> tuple[str, str] | None:
@@ -249,7 +250,7 @@ class ModelInfo:
     """Where more is to be read, as a URL."""
 
     def __post_init__(self) -> None:
-        """Make every value plain, so that no list or lookup runs a plugin's code. Raises `PluginError`."""
+        """Make every value plain, so that no list or lookup runs a plugin's code. Raises `ContractError`."""
         values = self.__dict__
         for name, (default, check) in _CHECKS.items():
             if (value := values[name]) is not default:
@@ -272,7 +273,7 @@ class ModelInfo:
         if self.parameters is Parameters:
             return base
         if not issubclass(self.parameters, base):
-            raise PluginError(
+            raise ContractError(
                 f"{self.name} has the parameters {self.parameters.__name__}, which do not fit its task ({task})",
                 f"Derive them from {base.__name__}, or announce the task that they fit: task=Task.RESTORE",
             )
@@ -281,8 +282,8 @@ class ModelInfo:
     def announced_by(self, plugin: PluginInfo, task: Task) -> ModelInfo:
         """This model, marked as that plugin's and with `task` unless it has one.
 
-        It is `dataclasses.replace` in a quarter of its time, most of a scan's. Raises `PluginError` for parameters
-        that do not fit the task.
+        It is `dataclasses.replace` in a quarter of its time, most of a scan's. Raises `ContractError` for
+        parameters that do not fit the task.
         """
         marked = object.__new__(type(self))
         values = marked.__dict__
@@ -298,7 +299,7 @@ class ModelInfo:
 def _name(what: str, value: object) -> str:
     name = checked_text(what, value)
     if not name.strip() or ":" in name or not name.isprintable():
-        raise PluginError(
+        raise ContractError(
             f"{what} expected text that can be printed, without colons, got {shown(value)}",
             "Give it a name that people can type: 'blur'",
         )
@@ -312,12 +313,12 @@ def _model_type(what: str, value: object) -> ModelType:
         with contextlib.suppress(ValueError):
             return ModelType(plain(cast("str", value)))
     labels = ", ".join(f"ModelType.{label.name}" for label in ModelType)
-    raise PluginError(f"{what} expected a ModelType, got {shown(value)}", f"Give one of {labels}")
+    raise ContractError(f"{what} expected a ModelType, got {shown(value)}", f"Give one of {labels}")
 
 
 def _task(what: str, value: object) -> Task:
     if type(value) is not Task:
-        raise PluginError(
+        raise ContractError(
             f"{what} expected a Task, got {shown(value)}", "Give Task.INPAINT, another of these, or Task('a-name')"
         )
     return value
@@ -327,7 +328,7 @@ def _weights(what: str, value: object) -> tuple[WeightFile, ...]:
     files = []
     for file in items(value):
         if type(file) is not WeightFile:
-            raise PluginError(
+            raise ContractError(
                 f"{what} expected WeightFiles, got {shown(file)}",
                 "Give a tuple of them: weights=(WeightFile(url='https://...'),)",
             )
@@ -345,7 +346,7 @@ def _path(what: str, value: object) -> Path | None:
     except BaseException:  # noqa: BLE001 - a foreign `__fspath__` may raise anything
         text = None
     if not is_a(text, str) or "\0" in (exact := str.__str__(text)):
-        raise PluginError(f"{what} expected a Path, got {shown(value)}", "Give Path('a/file'), or None")
+        raise ContractError(f"{what} expected a Path, got {shown(value)}", "Give Path('a/file'), or None")
     return Path(exact)
 
 
@@ -362,7 +363,7 @@ def _load_options(what: str, value: object) -> OptionsClass:  # noqa: ARG001 - t
 def _requires(what: str, value: object) -> tuple[str, ...]:
     names = items(value)
     if not (is_a(value, tuple) or is_a(value, list)) or not all(is_a(name, str) for name in names):
-        raise PluginError(
+        raise ContractError(
             f"{what} expected names of models, got {shown(value)}", "Give a tuple: requires=('lama',)"
         )
     return tuple(plain(cast("str", name)) for name in names)
@@ -470,11 +471,19 @@ class PluginInfo:
     """The package that brought it, or the folder of a single-file plugin."""
     version: str
     status: PluginStatus = PluginStatus.ACTIVE
+    seconds: float = field(default=0.0, compare=False)
+    """How long its import took."""
+    heavy_imports: tuple[str, ...] = field(default=(), compare=False)
+    """Packages that its import brought in, of `HEAVY` modules and more each: they belong into functions."""
 
     @property
     def qualified_name(self) -> str:
         """`distribution:name`, under which it is registered."""
         return f"{self.distribution}:{self.name}"
+
+
+HEAVY = 50
+"""Modules of a package that is told in `PluginInfo.heavy_imports`."""
 
 
 class Stage(str, Enum):
@@ -487,6 +496,8 @@ class Stage(str, Enum):
     """Its hooks do not fit the hook specifications."""
     SCAN = "scan"
     """Asked for its models, it raised or returned something wrong."""
+    WRAP = "wrap"
+    """Its wrapper failed around a load, which went on without it."""
 
 
 @dataclass(frozen=True)
@@ -499,6 +510,11 @@ class Problem:
     stage: Stage
     error: BaseException
     remedy: str
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of the error and of its causes, from the plugin's first frame on."""
+        return plugin_traceback(self.error)
 
     def __str__(self) -> str:
         origin = f"{self.distribution} {self.version}".strip()

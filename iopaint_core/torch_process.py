@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iopaint_core.forking import renew_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -41,6 +41,60 @@ def reclaim(device: str) -> None:
     backend = None if torch is None else getattr(torch, device.partition(":")[0], None)
     if backend is not None and hasattr(backend, "empty_cache"):
         backend.empty_cache()
+
+
+def torch_defaults() -> dict[str, Any]:
+    """Return torch's settings for the whole process, by the names of `_SETTINGS`; none if it is not imported."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_default_dtype"):
+        return {}
+    return {name: get(torch) for name, (get, _, _) in _SETTINGS.items()}
+
+
+def restore_torch_defaults(before: Mapping[str, Any]) -> None:
+    """Set what `torch_defaults` returned, or torch's own defaults where it was not imported then."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_default_dtype"):
+        return
+    for name, (get, put, own) in _SETTINGS.items():
+        value = before[name] if before else own(torch)
+        if value is not None and get(torch) != value:
+            put(torch, value)
+
+
+_SETTINGS: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any, Any], object], Callable[[Any], Any]]] = {
+    "dtype": (
+        lambda torch: torch.get_default_dtype(),
+        lambda torch, value: torch.set_default_dtype(value),
+        lambda torch: torch.float32,
+    ),
+    "grad": (
+        lambda torch: torch.is_grad_enabled(),
+        lambda torch, value: torch.set_grad_enabled(value),
+        lambda torch: True,  # noqa: ARG005 - the same for all
+    ),
+    "device": (
+        lambda torch: torch.get_default_device(),
+        lambda torch, value: torch.set_default_device(value),
+        lambda torch: torch.device("cpu"),
+    ),
+    "deterministic": (
+        lambda torch: torch.are_deterministic_algorithms_enabled(),
+        lambda torch, value: torch.use_deterministic_algorithms(value),
+        lambda torch: False,  # noqa: ARG005 - the same for all
+    ),
+    "precision": (
+        lambda torch: torch.get_float32_matmul_precision(),
+        lambda torch, value: torch.set_float32_matmul_precision(value),
+        lambda torch: "highest",  # noqa: ARG005 - the same for all
+    ),
+    "threads": (
+        lambda torch: torch.get_num_threads(),
+        lambda torch, value: torch.set_num_threads(value),
+        lambda torch: None,  # noqa: ARG005 - as the machine has cores
+    ),
+}
+"""What reads a setting of torch, what writes it, and torch's own default."""
 
 
 class _ProcessDefaults:

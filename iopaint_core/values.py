@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iopaint_core.errors import PluginError
+from iopaint_core.errors import ContractError
 
 _SHOWN = 80
 """Characters of a value in an error."""
@@ -47,16 +47,16 @@ def plain(text: str) -> str:
 
 
 def checked_text(what: str, value: object) -> str:
-    """Return text that `plain` has made so. Raises `PluginError`, which begins with `what`, for anything else."""
+    """Return text that `plain` has made so. Raises `ContractError`, which begins with `what`, for anything else."""
     if not issubclass(type(value), str):
-        raise PluginError(f"{what} expected str, got {shown(value)}", "Give it as text")
+        raise ContractError(f"{what} expected str, got {shown(value)}", "Give it as text")
     return plain(value)  # type: ignore[arg-type] # it is text
 
 
 def checked_bool(what: str, value: object) -> bool:
-    """Return True or False. Raises `PluginError`, which begins with `what`, for anything else."""
+    """Return True or False. Raises `ContractError`, which begins with `what`, for anything else."""
     if value is not True and value is not False:
-        raise PluginError(f"{what} expected a bool, got {shown(value)}", "Give True or False")
+        raise ContractError(f"{what} expected a bool, got {shown(value)}", "Give True or False")
     return value
 
 
