@@ -263,7 +263,8 @@ class PluginManager:
 
     def _note_wrapper(self, name: str, around: ModelInfo, error: WrapperError) -> None:
         """Keep what is wrong with a wrapper, once."""
-        _note_failure(f"A wrapper of {name} failed around the load of {around.qualified_name}", error)
+        message = f"A wrapper of {name} failed around the load of {around.qualified_name}"
+        _note_failure(message, error.__cause__ or error)
         with self._lock:
             info = self._plugins.get(name)
             if info is None:  # it was unregistered meanwhile

@@ -19,17 +19,22 @@ def plugin_traceback(error: BaseException) -> str:
     The frames of this package, of pluggy and of the import system that lead there are left out.
     """
     told = traceback.TracebackException.from_exception(error)
-    seen: set[int] = set()
-    chain = [told]
-    for each in chain:  # longer ones are added meanwhile
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        frames = list(each.stack)
-        first = next((number for number, frame in enumerate(frames) if not _leads_there(frame.filename)), 0)
-        each.stack = traceback.StackSummary.from_list(frames[first:])
-        chain += [other for other in (each.__cause__, each.__context__) if other is not None]
+    _cut(told, set())
     return "".join(told.format()).rstrip()
+
+
+def _cut(told: traceback.TracebackException, seen: set[int]) -> bool:
+    """Leave out frames that lead to a plugin, and errors that a host was handling; whether a plugin's are left."""
+    seen.add(id(told))
+    frames = list(told.stack)
+    first = next((number for number, frame in enumerate(frames) if not _leads_there(frame.filename)), len(frames))
+    if first < len(frames):
+        told.stack = traceback.StackSummary.from_list(frames[first:])
+    if told.__cause__ is not None and id(told.__cause__) not in seen:
+        _cut(told.__cause__, seen)
+    if told.__context__ is not None and (id(told.__context__) in seen or not _cut(told.__context__, seen)):
+        told.__context__ = None
+    return first < len(frames)
 
 
 def _leads_there(filename: str) -> bool:

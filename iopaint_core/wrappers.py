@@ -10,7 +10,7 @@ import pluggy
 from iopaint_core.errors import PluginError
 from iopaint_core.schema import describe
 from iopaint_core.time_limits import plugin_timeout, within
-from iopaint_core.values import shown
+from iopaint_core.values import is_a, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,7 +67,7 @@ def run_wrapped(
         if not own:
             failed(_wrapper_error(error))
         return inner.outcome()
-    if given is not inner.result and not isinstance(given, kind):
+    if not is_a(given, kind) and (given is not inner.result or inner.error is not None):
         failed(
             WrapperError(
                 f"its wrapper returned {shown(given)}, expected the model that it got, or one in its place",
@@ -75,7 +75,7 @@ def run_wrapped(
             )
         )
         return inner.outcome()
-    return given if given is not None else inner.outcome()
+    return given
 
 
 def _drive(wrapper: pluggy.HookImpl, arguments: Mapping[str, object], inner: _Load) -> object:
