@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import io
 import locale
 import logging
 import os
@@ -35,12 +37,12 @@ _GENERATORS = {
 def process_state_kept() -> Iterator[None]:
     """Undo, at the end, what the code inside changes for everyone in this process.
 
-    Kept are the working directory, the environment, `sys.path`, standard streams, hooks for exceptions, warning
+    Kept are the working directory, the environment, `sys.path`, standard streams, exception hooks, warning
     filters, signal handlers (in the main thread), the configuration of the root logger, the locale, the limits of
     recursion and of sockets, garbage collection, the generators of random numbers, and the defaults of torch.
     """
-    undo = [*_attributes(), *_lists(), _directory(), _environment(), _signals(), _locale(), _limits()]
-    undo += [_random(), _torch()]
+    undo = [*_attributes(), *_lists(), *_encodings(), _directory(), _environment(), _signals(), _locale()]
+    undo += [_limits(), _random(), _torch()]
     try:
         yield
     finally:
@@ -91,6 +93,17 @@ def _list(values: list[Any]) -> Callable[[], None]:
                 sys.path_importer_cache.clear()
 
     return restore
+
+
+def _encodings() -> Iterator[Callable[[], None]]:
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            yield functools.partial(_reconfigure, stream, stream.encoding, stream.errors)
+
+
+def _reconfigure(stream: io.TextIOWrapper, encoding: str, errors: str | None) -> None:
+    if (stream.encoding, stream.errors) != (encoding, errors):
+        stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def _directory() -> Callable[[], None]:

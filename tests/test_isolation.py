@@ -415,6 +415,8 @@ def change():
     logging.disable(logging.CRITICAL)
     sys.path[:] = ["/nowhere"]
     sys.meta_path.reverse()
+    if hasattr(sys.__stderr__, "reconfigure"):
+        sys.__stderr__.reconfigure(encoding="utf-16", errors="strict")
     sys.stdout = sys.stderr = sys.stdin = None
     sys.excepthook = threading.excepthook = print
     sys.setrecursionlimit(5000)
