@@ -406,7 +406,7 @@ class PluginManager:
                         f"{name} takes {found}, and iopaint-core {__version__} gives it {expected}",
                         "Take what it gives; for a newer iopaint-core: pip install -U iopaint-core",
                     )
-        return " ".join(str(error).split()), "Mend the hook: the contract is in iopaint_core/hookspecs.py"
+        return " ".join(str(error).split()), "Mend the hooks: see iopaint_core/hookspecs.py"
 
     def _unmarked(self, plugin: object) -> Iterator[str]:
         """Functions named like hooks that pluggy does not see."""
@@ -447,6 +447,9 @@ class PluginCode:
 
 class _RegisterError(ContractError):
     """A plugin's hooks do not fit the hook specifications."""
+
+    def __init__(self, message: str, remedy: str = "Mend the hooks: see iopaint_core/hookspecs.py") -> None:
+        super().__init__(message, remedy)
 
 
 def missing_packages(*names: str, install: str) -> str:

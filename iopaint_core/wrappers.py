@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from iopaint_core.errors import PluginError
+from iopaint_core.errors import ContractError
 from iopaint_core.schema import describe
 from iopaint_core.time_limits import plugin_timeout, within
 from iopaint_core.values import is_a, shown
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-class WrapperError(PluginError):
+class WrapperError(ContractError):
     """A wrapper that failed; its cause is what it raised, if it raised something."""
 
 
@@ -71,7 +71,7 @@ def run_wrapped(
         failed(
             WrapperError(
                 f"its wrapper returned {shown(given)}, expected the model that it got, or one in its place",
-                "Its author returns it: model = yield; return model",
+                "Return it: model = yield; return model",
             )
         )
         return inner.outcome()
@@ -86,10 +86,10 @@ def _drive(wrapper: pluggy.HookImpl, arguments: Mapping[str, object], inner: _Lo
     generator = within(seconds, what, lambda: wrapper.function(*values))
     if not isinstance(generator, types.GeneratorType):
         raise WrapperError(
-            f"its wrapper is no generator: it returned {shown(generator)}", "Its author writes: model = yield"
+            f"its wrapper is no generator: it returned {shown(generator)}", "Write: model = yield; return model"
         )
     if _ends(seconds, what, generator.__next__):
-        raise WrapperError("its wrapper did not yield", "Its author writes: model = yield; return model")
+        raise WrapperError("its wrapper did not yield", "Write: model = yield; return model")
     inner.run()
     if wrapper.hookwrapper:
         outcome: pluggy.Result[object] = pluggy.Result(inner.result, inner.error)
@@ -103,7 +103,7 @@ def _drive(wrapper: pluggy.HookImpl, arguments: Mapping[str, object], inner: _Lo
         returned = ended[0] if ended else None
     if not ended:
         generator.close()
-        raise WrapperError("its wrapper yields a second time", "Its author yields once")
+        raise WrapperError("its wrapper yields a second time", "Yield once: model = yield; return model")
     return returned
 
 
