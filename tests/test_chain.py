@@ -216,6 +216,18 @@ class TestChain:
         with pytest.raises(InputError, match=r"Step 2 \(double\) takes RGB, and the step before it gave RGBA"):
             models().chain(IMAGE, [Step("cutout"), Step("double")])
 
+    def test_a_mask_that_is_not_as_large_as_the_image(self):
+        manager = models()
+        with pytest.raises(InputError, match=r"24.*32|32.*24"):
+            manager.chain(IMAGE, [Step("erase")], mask=MASK[:-1])
+        assert manager.pool.stats().leases == {}
+
+    def test_a_step_whose_required_model_is_missing(self):
+        manager = models(OneModel("needs", Tidy, task=CHAIN, requires=["bright", "gone"]))
+        with pytest.raises(UnavailableModelError, match="needs requires the model 'gone'"):
+            manager.chain(IMAGE, [Step("bright"), Step("needs")])
+        assert manager.pool.stats().leases == {}
+
     def test_progress_has_one_total(self):
         seen = []
         models().chain(
@@ -382,6 +394,14 @@ class TestModelsOfTheHost:
             UnavailableModelError, match="bright, which tidy requires, can't be used yet: pip install"
         ):
             manager.process("tidy", IMAGE)
+
+    def test_models_that_require_each_other_are_each_looked_at_once(self):
+        manager = models(
+            OneModel("one", Tidy, task=CHAIN, requires=["two", "one"]),
+            OneModel("two", Tidy, task=CHAIN, requires=["one", "bright"]),
+        )
+        assert {need.model for need in manager.forecast("one").needs} == {"one", "two", "bright"}
+        assert manager.run("one", IMAGE).image.shape == (48, 64, 3)
 
     def test_they_are_forecast_with_it(self):
         needed = models().forecast("tidy")
