@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from iopaint_core.models import Model
     from iopaint_core.schema import LoadContext, ModelInfo
 
+ANNOUNCE = "iopaint_available_models"
+HOOKS = (ANNOUNCE, "iopaint_load_model")
+
 hookspec = pluggy.HookspecMarker("iopaint")
 hookimpl = pluggy.HookimplMarker("iopaint")
 

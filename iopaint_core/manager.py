@@ -39,11 +39,12 @@ from iopaint_core.parameters import Parameters
 from iopaint_core.plugins import PluginManager
 from iopaint_core.pool import Lease, ModelPool
 from iopaint_core.progress import call_progress
-from iopaint_core.schema import Task, format_bytes
+from iopaint_core.schema import Task, describe, format_bytes
 from iopaint_core.session import Session
 from iopaint_core.settings import OPTIONS_FILE, OptionSources, default_context
 from iopaint_core.torch_process import is_out_of_memory, process_defaults, reclaim
 from iopaint_core.turns import DeviceSlots, Turn
+from iopaint_core.values import shown
 from iopaint_core.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -688,8 +689,15 @@ class ModelManager:
                 f"Report it to the author of {info.distribution}: each load makes a model, and the pool keeps it",
             )
         _made[id(model)] = model
-        model.info, model.parameters_class, model.task = info, info.parameters, info.task
-        model.host_models = models
+        try:
+            model.info, model.parameters_class, model.task = info, info.parameters, info.task
+            model.host_models = models
+        except Exception as error:
+            raise ModelLoadError(
+                f"{info.qualified_name} could not be loaded: {type(model).__name__} refuses what the manager sets: "
+                f"{describe(error)}",
+                f"Report it to the author of {info.distribution}: these names are the manager's",
+            ) from error
         return model
 
 
@@ -698,10 +706,17 @@ def _fault_of(model: Model) -> str:
     for name, least, meaning in (
         ("concurrency", 1, "the number of calls that may run at once, 1 or more"),
         ("nbytes", 0, "the bytes that it takes, as an int of 0 or more"),
+        ("device_bound", 0, "True or False"),
     ):
-        value = getattr(model, name)
-        if not isinstance(value, (int, SupportsIndex)) or int(value) < least:
-            return f"its {name} is {value!r}, expected {meaning}"
+        try:
+            value = getattr(model, name)
+            right = isinstance(value, (int, SupportsIndex)) and int(value) >= least
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a property of a plugin may raise anything
+            return f"its {name} raised {describe(error)}, expected {meaning}"
+        if not right:
+            return f"its {name} is {shown(value)}, expected {meaning}"
     return ""
 
 

@@ -14,12 +14,9 @@ import inspect
 import itertools
 import logging
 import os
-import re
 import sys
 import threading
 import time
-import types
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,20 +28,27 @@ from iopaint_core import hookspecs
 from iopaint_core.errors import (
     AskedError,
     ContractError,
-    IOPaintError,
     ModelLoadError,
     PluginError,
     PoolError,
     did_you_mean,
 )
-from iopaint_core.hookspecs import BasePlugin
+from iopaint_core.hookspecs import ANNOUNCE, HOOKS, BasePlugin
+from iopaint_core.plugin_sources import (
+    entry_points,
+    heavy_imports,
+    import_file,
+    load_entry_point,
+    module_of,
+    normalise,
+)
 from iopaint_core.process_state import process_state_kept
 from iopaint_core.reloading import drop_bytecode_of, import_anew
-from iopaint_core.requirements import check_requirements
-from iopaint_core.schema import HEAVY, HOST, PluginInfo, PluginStatus, Problem, Stage, describe
+from iopaint_core.remedies import load_remedy, remedy_for
+from iopaint_core.schema import HOST, PluginInfo, PluginStatus, Problem, Stage, describe
 from iopaint_core.time_limits import VARIABLE, Watch, plugin_timeout, within
 from iopaint_core.tracebacks import log_failure, raises_at_once
-from iopaint_core.values import plain, type_name
+from iopaint_core.values import type_name
 from iopaint_core.version import __version__
 from iopaint_core.wrappers import WrapperError, run_wrapped
 
@@ -55,11 +59,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-ENTRY_POINT_GROUP = "iopaint"
-ANNOUNCE = "iopaint_available_models"
 MOST_MODELS = 100_000
 """Of one plugin: an iterator without end is a fault of it, and no host waits for ever."""
-HOOKS = (ANNOUNCE, "iopaint_load_model")
 _asked: contextvars.ContextVar[PluginInfo | None] = contextvars.ContextVar("iopaint_asked_plugin", default=None)
 """The plugin that is being imported, or asked for its models."""
 
@@ -112,7 +113,7 @@ class PluginManager:
         """Find, import and register the plugins that installed packages offer as entry points."""
         _refuse_within_plugins()
         with self._discovery, Watch() as watch:
-            entries = _entry_points()
+            entries = entry_points()
             self._check_lists([info for info, _ in entries])
             for info, entry in sorted(entries, key=lambda pair: _origin(pair[0])):
                 if info.qualified_name in self._plugins:
@@ -121,7 +122,7 @@ class PluginManager:
                 if not self._permits(info):
                     self._plugins[info.qualified_name] = replace(info, status=PluginStatus.DISABLED)
                     continue
-                self._admit(functools.partial(_load_entry_point, entry), info, watch)
+                self._admit(functools.partial(load_entry_point, entry), info, watch)
 
     def discover_folder(self, folder: Path) -> None:
         """Import each `*.py` of a folder as a plugin, except those whose names begin with `_`.
@@ -139,7 +140,7 @@ class PluginManager:
                 if info.qualified_name in self._plugins:
                     continue
                 self._sources[info.qualified_name] = path
-                self._admit(functools.partial(_import_file, path), info, watch)
+                self._admit(functools.partial(import_file, path), info, watch)
 
     def register(self, plugin: object, name: str | None = None, *, distribution: str = HOST) -> PluginInfo:
         """Register a plugin that the host brings along; a wrong one raises `PluginError`."""
@@ -187,7 +188,7 @@ class PluginManager:
             load: Callable[[], object]
             if isinstance(source, Path):
                 drop_bytecode_of(source)
-                load = functools.partial(_import_file, source)
+                load = functools.partial(import_file, source)
             else:
                 if not self._permits(info):
                     raise PluginError(
@@ -252,14 +253,14 @@ class PluginManager:
             if not isinstance(error, AskedError):
                 _note_failure(f"{info.qualified_name} could not be loaded", error)
             raise ModelLoadError(
-                f"{info.qualified_name} could not be loaded: {describe(error)}", _load_remedy(error, info)
+                f"{info.qualified_name} could not be loaded: {describe(error)}", load_remedy(error, info)
             ) from error
 
     def problem(self, info: PluginInfo, stage: Stage, error: BaseException) -> Problem:
         """Return what went wrong as data, with a remedy for whoever can do something: a user, or its author."""
         stage = Stage.REGISTER if isinstance(error, _RegisterError) else stage
         source = self._sources.get(info.qualified_name)
-        return Problem(info.name, info.distribution, info.version, stage, error, _remedy(info, source, error))
+        return Problem(info.name, info.distribution, info.version, stage, error, remedy_for(info, source, error))
 
     def _note_wrapper(self, name: str, around: ModelInfo, error: WrapperError) -> None:
         """Keep what is wrong with a wrapper, once."""
@@ -301,7 +302,7 @@ class PluginManager:
     def _named(self, name: str) -> PluginInfo:
         """The plugin that `plugin` or `distribution:plugin` means. Raises `PluginError`."""
         known = self.plugins
-        found = [info for info in known if _normalise(name) in map(_normalise, (info.name, info.qualified_name))]
+        found = [info for info in known if normalise(name) in map(normalise, (info.name, info.qualified_name))]
         if len(found) == 1:
             return found[0]
         if found:
@@ -315,13 +316,13 @@ class PluginManager:
 
     def _installed(self, info: PluginInfo) -> tuple[PluginInfo, Callable[[], object]]:
         """The plugin as its package is installed now, and what imports it anew."""
-        for found, entry in _entry_points():
+        for found, entry in entry_points():
             if found.qualified_name == info.qualified_name:
                 sources = self._sources | {info.qualified_name: entry}
-                modules = {name: _module_of(each) for name, each in sources.items() if not isinstance(each, Path)}
+                modules = {name: module_of(each) for name, each in sources.items() if not isinstance(each, Path)}
                 own = modules.pop(info.qualified_name)
                 self._sources = sources
-                load = functools.partial(_load_entry_point, entry)
+                load = functools.partial(load_entry_point, entry)
                 return found, functools.partial(import_anew, own, modules.values(), load)
 
         def missing() -> object:
@@ -342,7 +343,7 @@ class PluginManager:
         try:
             with watch.doing(what), process_state_kept(), _asking(info):
                 plugin = within(self._timeout(), what, load)
-                seconds, heavy = time.monotonic() - started, _heavy_imports(before, info)
+                seconds, heavy = time.monotonic() - started, heavy_imports(before, info)
                 info = replace(info, seconds=seconds, heavy_imports=heavy)
                 self._register(plugin, info, replaces=replaces)
         except KeyboardInterrupt:
@@ -418,11 +419,11 @@ class PluginManager:
                     yield f"{name} is no hook{did_you_mean(name, HOOKS)}"
 
     def _permits(self, info: PluginInfo) -> bool:
-        names = {_normalise(info.distribution), _normalise(info.qualified_name)}
+        names = {normalise(info.distribution), normalise(info.qualified_name)}
         return not names & self._deny and all(names & allowed for allowed in self._allow)
 
     def _check_lists(self, found: list[PluginInfo]) -> None:
-        known = {_normalise(name) for info in found for name in (info.distribution, info.qualified_name)}
+        known = {normalise(name) for info in found for name in (info.distribution, info.qualified_name)}
         told = {problem.plugin for problem in self._problems if problem.stage is Stage.CONFIGURE}
         for name in sorted(set().union(self._deny, *self._allow) - known - told):
             error = PluginError(
@@ -463,32 +464,8 @@ def missing_packages(*names: str, install: str) -> str:
     return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed: {install}"
 
 
-def _entry_points() -> list[tuple[PluginInfo, EntryPoint]]:
-    import importlib_metadata
-
-    return [(_plugin_info(entry), entry) for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)]
-
-
-def _module_of(entry: EntryPoint) -> str:
-    return entry.value.partition(":")[0].strip()
-
-
-def _origin_of(problem: Problem) -> tuple[str, str]:
-    return _normalise(problem.distribution), problem.plugin
-
-
-def _origin(info: PluginInfo) -> tuple[str, str]:
-    return _normalise(info.distribution), info.name
-
-
-@functools.cache
-def _normalise(name: str) -> str:
-    """Compare names of distributions as pip does (packaging.python.org, "Names and normalization")."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
 def _names(names: Iterable[str] | None) -> set[str] | None:
-    return None if names is None else {_normalise(name) for name in names}
+    return None if names is None else {normalise(name) for name in names}
 
 
 def _from_environment(variable: str) -> set[str] | None:
@@ -496,58 +473,12 @@ def _from_environment(variable: str) -> set[str] | None:
     return None if value is None else _names(name for name in value.split(",") if name.strip())
 
 
-def _plugin_info(entry: EntryPoint) -> PluginInfo:
-    """A distribution with broken metadata has no name or version; its plugins are found all the same."""
-    try:
-        metadata = entry.dist.metadata if entry.dist else None
-    except FileNotFoundError:  # importlib-metadata's MetadataNotFound, which its oldest versions lack
-        metadata = None
-    if metadata is None:
-        return PluginInfo(entry.name, "unknown", version="")
-    return PluginInfo(entry.name, metadata.get("Name") or "unknown", metadata.get("Version") or "")
+def _origin_of(problem: Problem) -> tuple[str, str]:
+    return normalise(problem.distribution), problem.plugin
 
 
-def _import_file(path: Path) -> object:
-    name = f"iopaint_plugin_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is no Python module")
-    before = sys.modules.get(name)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
-        raise
-    return _plugin_in(module)
-
-
-def _load_entry_point(entry: EntryPoint) -> object:
-    """Import what an entry point names, if its package is made for this core; a module may hold one class."""
-    if entry.dist is not None:
-        with contextlib.suppress(FileNotFoundError):  # see `_plugin_info`
-            metadata = entry.dist.metadata
-            name, version = metadata.get("Name") or "unknown", metadata.get("Version") or ""
-            check_requirements(name, version, metadata.get_all("Requires-Dist") or ())
-    return _plugin_in(entry.load())
-
-
-def _plugin_in(found: object) -> object:
-    """The one `BasePlugin` that a module defines, if it implements no hook itself; else what was found."""
-    if not isinstance(found, types.ModuleType) or hasattr(found, ANNOUNCE):
-        return found
-    own = found.__name__
-    classes = {
-        value
-        for value in vars(found).values()
-        if isinstance(value, type)
-        and issubclass(value, BasePlugin)
-        and not inspect.isabstract(value)
-        and (value.__module__ == own or value.__module__.startswith(f"{own}."))
-    }
-    return classes.pop() if len(classes) == 1 else found
+def _origin(info: PluginInfo) -> tuple[str, str]:
+    return normalise(info.distribution), info.name
 
 
 def _announced(implementation: pluggy.HookImpl) -> tuple[Task, list[object]]:
@@ -587,31 +518,6 @@ def _note_failure(message: str, error: BaseException) -> None:
     log_failure(message, error)
 
 
-def _heavy_imports(before: set[str], info: PluginInfo) -> tuple[str, ...]:
-    """The packages of which many modules were imported since then, but for those of the plugin itself."""
-    counts = Counter(name.partition(".")[0] for name in sys.modules.keys() - before)
-    own = _normalise(info.distribution).replace("-", "_")
-    return tuple(sorted(name for name, count in counts.items() if count >= HEAVY and name != own))
-
-
-def _remedy(info: PluginInfo, source: EntryPoint | Path | None, error: BaseException) -> str:
-    """What to do about a plugin that failed: for its author if it is a file or the host's, else for its user."""
-    advice = error.remedy if isinstance(error, IOPaintError) and isinstance(error.remedy, str) else ""
-    if advice and not isinstance(error, ContractError):
-        return plain(advice)
-    if isinstance(error, ModuleNotFoundError) and isinstance(error.name, str):
-        advice = f"Install {plain(error.name).partition('.')[0]}"
-    shows = f"`iopaint-core plugins --traceback {info.name}` shows where it fails"
-    if isinstance(source, Path):
-        return advice or f"Correct {source}: {shows}"
-    if source is None:
-        return advice or f"Correct the plugin that the host registers as {info.name}: {shows}"
-    user = f"Update the package: pip install -U {info.distribution}; or disable it with IOPAINT_DISABLE_PLUGINS"
-    if isinstance(error, ModuleNotFoundError):
-        return f"{advice}, or the extra of {info.distribution} that brings it"
-    return f"{user}. Its author: {advice or shows}"
-
-
 def _materialise(models: object) -> list[object]:
     if not isinstance(models, Iterable) or isinstance(models, (str, bytes)):
         raise ContractError(
@@ -624,11 +530,3 @@ def _materialise(models: object) -> list[object]:
             f"{ANNOUNCE} returned more than {MOST_MODELS} models", "Announce models that can be loaded"
         )
     return announced
-
-
-def _load_remedy(error: BaseException, info: ModelInfo) -> str:
-    if isinstance(error, IOPaintError) and error.remedy:
-        return error.remedy
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"Install {error.name}, or the extra of {info.distribution} that brings it"
-    return f"Report it to the author of {info.distribution} if the cause is not yours to mend"

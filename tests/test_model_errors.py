@@ -13,6 +13,7 @@ from iopaint_core import (
     InputError,
     MaskModel,
     ModelError,
+    ModelLoadError,
     Task,
     report_preview,
     report_progress,
@@ -202,3 +203,42 @@ class TestModelsWithinModels:
         with pytest.raises(ModelError, match=r"^outer:outer failed: StopError: of the outer model") as caught:
             manager.process("outer", IMAGE)
         assert caught.value.__cause__ is error
+
+
+class TestWhatItSaysOfItself:
+    def dying(self, name):
+        def dies(self):
+            raise SystemExit("not today")
+
+        return type("Dying", (Reports,), {name: property(dies), "answer": "swallows"})
+
+    @pytest.mark.parametrize("name", ["concurrency", "nbytes", "device_bound", "info", "task"])
+    def test_a_property_that_raises_is_an_error_of_its_load(self, name):
+        manager = host(OneModel("dying", self.dying(name)), OneModel("sound", type("Sound", (Reports,), {})))
+        with pytest.raises(ModelLoadError, match=r"^dying:dying could not be loaded: .*\. Report it to the author"):
+            manager.inpaint("dying", IMAGE, MASK)
+        assert manager.inpaint("sound", IMAGE, MASK).shape == IMAGE.shape
+        assert set(manager.pool.stats().leases) == {
+            key for key in manager.pool.stats().leases if str(key) == "sound"
+        }
+
+    @pytest.mark.parametrize("name", ["concurrency", "nbytes", "device_bound"])
+    def test_one_that_raises_later_is_an_error_of_the_call(self, name):
+        class Later(Reports):
+            answer = "swallows"
+            dies = False
+
+        def read(self):
+            if Later.dies:
+                raise SystemExit("not today")
+            return 1
+
+        setattr(Later, name, property(read))
+        manager = host(OneModel("later", Later))
+        manager.inpaint("later", IMAGE, MASK)
+        Later.dies = True
+        with pytest.raises(ModelError, match=rf"^later:later.*{name} raised SystemExit: not today"):
+            manager.inpaint("later", IMAGE, MASK)
+        Later.dies = False
+        assert manager.inpaint("later", IMAGE, MASK).shape == IMAGE.shape
+        assert set(manager.pool.stats().leases.values()) == {0}
