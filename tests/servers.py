@@ -68,7 +68,7 @@ def head(server, request, status, length, **headers):
     request.end_headers()
 
 
-def whole(server, request, *, content=None, ranges=True, upto=None, length=None):
+def whole(server, request, *, content=None, ranges=True, upto=None, length=None, weak=False):
     """The file, or the range of it that was asked for."""
     content = server.files.get(request.path.partition("?")[0]) if content is None else content
     if content is None:
@@ -87,7 +87,8 @@ def whole(server, request, *, content=None, ranges=True, upto=None, length=None)
         head(server, request, 206, len(content) - start, Content_Range=span, ETag=etag)
         body = content[start:]
     else:
-        head(server, request, 200, len(content) if length is None else length, ETag=etag)
+        sent = f"W/{etag}" if weak else etag
+        head(server, request, 200, len(content) if length is None else length, ETag=sent)
         body = content
     if request.command == "GET":
         request.wfile.write(body if upto is None else body[:upto])
@@ -98,9 +99,9 @@ def whole(server, request, *, content=None, ranges=True, upto=None, length=None)
             request.connection.shutdown(2)
 
 
-def cut(after):
-    """The connection ends after so many bytes."""
-    return lambda server, request: whole(server, request, upto=after)
+def cut(after, *, weak=False):
+    """The connection ends after so many bytes, of a file that may have a weak ETag: no condition for a part."""
+    return lambda server, request: whole(server, request, upto=after, weak=weak)
 
 
 def without_ranges(server, request):

@@ -142,6 +142,10 @@ class TestLoras:
         result = ModelManager().inpaint("model", IMAGE, MASK, request)
         alone = replace(request, sd_sampler="LCM")
         assert np.array_equal(result, painted(home / "model", CLASS, alone, with_loras((file, 1.0))))
+        own = save_lora(tmp_path / "own.safetensors", unet_of(home / "model"), seed=2)
+        result = ModelManager().inpaint("model", IMAGE, MASK, replace(request, loras=(Lora(str(own), 0.3),)))
+        both = with_loras((own, 0.3), (file, 1.0))
+        assert np.array_equal(result, painted(home / "model", CLASS, alone, both)), "scales are of the user's own"
 
     def test_of_a_model_of_flux(self, home, tmp_path):
         MAKERS["FluxPipeline"](home / "model")

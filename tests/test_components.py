@@ -16,7 +16,7 @@ from conftest import Red, make_plugin
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig, get_peft_model
-from pools import WATCHDOG, Gate, component, in_thread
+from pools import WATCHDOG, Gate, component, in_child, in_thread
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from weights import VAE_FILE, digest, encoded, loader, make_text_encoder, make_vae, read, rewrite, save_model
@@ -97,6 +97,18 @@ class TestLoading:
         with torch.no_grad():
             assert torch.equal(alike(ids).last_hidden_state, encoder(ids).last_hidden_state)
         assert alike.shared.weight is alike.encoder.embed_tokens.weight, "what is tied stays tied"
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_what_a_class_of_diffusers_names_stays_in_full_precision(self, tmp_path, dtype):
+        class Careful(torch.nn.Linear):
+            _keep_in_fp32_modules = ("weight",)
+
+        save_file(Careful(8, 8).state_dict(), tmp_path / "a.safetensors")
+        config = {"in_features": 8, "out_features": 8}
+        component = module_component(Careful, tmp_path / "a.safetensors", LoadContext(dtype=dtype), config=config)
+        loaded = component.load_alone()
+        assert (loaded.weight.dtype, loaded.bias.dtype) == (torch.float32, getattr(torch, dtype))
+        assert component.nbytes == footprint([loaded])
 
     def test_names_of_before_are_understood(self, model):
         """VAEs published before diffusers 0.17 name their attention otherwise."""
@@ -854,6 +866,27 @@ def until_cancelled(check):
     finally:
         timer.cancel()
     raise AssertionError("it was never cancelled")
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_loads_though_a_thread_of_its_parent_was_putting_a_module_together(tmp_path):
+    gate, size = Gate(), {"in_features": 2, "out_features": 2}
+
+    class Slow(torch.nn.Linear):
+        def __init__(self, **size):
+            gate.wait()
+            super().__init__(**size)
+
+    save_file(torch.nn.Linear(**size).state_dict(), tmp_path / "a.safetensors")
+    slow, quick = (
+        module_component(cls, tmp_path / "a.safetensors", CONTEXT, config=size) for cls in (Slow, torch.nn.Linear)
+    )
+    loading = in_thread(slow.load_alone)
+    gate.wait_until_reached()
+    assert in_child(quick.load_alone)
+    gate.open()
+    loading()
 
 
 class TestLeaks:

@@ -242,6 +242,13 @@ class TestHeldTwice:
         with pytest.raises(InputError, match="a layout without a name"):
             TensorFiles((tmp_path / "both.safetensors",), convert=dict)
 
+    def test_if_they_are_other_parts_of_one_blob_of_hugging_face(self, tmp_path, context):
+        (tmp_path / "source").mkdir()
+        save_file({"a.w": torch.zeros(4), "b.w": torch.ones(4)}, tmp_path / "source" / "both.safetensors")
+        file = hub_cache(tmp_path / "hub", tmp_path / "source") / "both.safetensors"
+        names = [context.index.name(TensorFiles((file,), prefix=prefix)) for prefix in ("a.", "b.", "a.")]
+        assert names[0] == names[2] != names[1]
+
     def test_if_a_class_that_is_not_of_transformers_reads_what_that_writes(self, tmp_path, context):
         save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
         one, two = (

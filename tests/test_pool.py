@@ -1,5 +1,4 @@
 import gc
-import multiprocessing
 import signal
 import sys
 import threading
@@ -8,7 +7,7 @@ import weakref
 import pytest
 from hypothesis import settings
 from pool_machine import PoolMachine
-from pools import WATCHDOG, Gate, Weights, component, in_thread, model, together, until
+from pools import WATCHDOG, Gate, Weights, component, in_child, in_thread, model, together, until
 
 from iopaint_core import (
     GDSF,
@@ -882,6 +881,15 @@ def test_a_host_is_told_what_happens_in_order():
     assert events[-1] == ("loaded", "b")
 
 
+def test_who_listens_no_more_leaves_the_others_told():
+    pool, heard = ModelPool(), []
+    stop = pool.subscribe(lambda event: None)
+    pool.subscribe(lambda event: heard.append(event.kind))
+    stop()
+    pool.lease("a", Fake).close()
+    assert heard == [EventKind.LOADING, EventKind.LOADED]
+
+
 def test_a_subscriber_that_exits_costs_nobody_a_load(caplog):
     pool = ModelPool()
     pool.subscribe(lambda event: sys.exit(1))
@@ -1006,17 +1014,6 @@ def test_after_the_last_lease_and_a_trim_nothing_is_left(no_collector):
         assert used(pool) == 0
 
 
-def in_child(check):
-    """Whether `check` raises nothing in a forked child."""
-    process = multiprocessing.get_context("fork").Process(target=check)
-    process.start()
-    process.join(WATCHDOG)
-    hangs = process.is_alive()
-    process.kill()
-    assert not hangs
-    return process.exitcode == 0
-
-
 @pytest.mark.process
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 class TestForkedChild:
@@ -1073,6 +1070,19 @@ class TestForkedChild:
 
         assert in_child(child)
         gate.open()
+        loading()
+
+    def test_reads_though_its_parent_was_reading_as_much_as_it_may_at_once(self):
+        pool, gates = ModelPool(), [Gate() for _ in range(4)]
+        parts = [
+            component(i, load=lambda gate=gate: gate.wait() or Weights("slow")) for i, gate in enumerate(gates)
+        ]
+        loading = in_thread(lambda: pool.lease("slow", model(*parts)))
+        for gate in gates:
+            gate.wait_until_reached()
+        assert in_child(lambda: pool.lease("new", model(component("a"))))
+        for gate in gates:
+            gate.open()
         loading()
 
     def test_accounts_for_what_was_dropped_while_in_use(self):

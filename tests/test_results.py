@@ -95,6 +95,21 @@ class TestFiles:
         with pytest.raises(PictureWriteError, match=r"The map .* would be written over .*, which holds"):
             write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
 
+    @pytest.mark.parametrize(
+        ("result", "beside"),
+        [
+            (Result(masks=MASK[None]), []),
+            (Result(masks=np.stack([MASK, MASK])), ["a.0.mask.png", "a.1.mask.png"]),
+            (Result(maps={"depth": MASK, "sharp": MASK}), ["a.sharp.png"]),
+            (Result(masks=MASK[None], maps={"depth": MASK}), ["a.depth.png"]),
+        ],
+        ids=["a mask", "masks", "maps", "a mask and a map"],
+    )
+    def test_what_stands_for_a_result_without_image_is_not_written_again(self, result, beside, tmp_path):
+        files = write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
+        assert [file.name for file in files] == ["a.png", *beside]
+        assert sorted(files) == sorted(tmp_path.iterdir())
+
     @pytest.mark.parametrize("name", ["../a", "..", "/a", "a\\b", "a\0b", ""])
     def test_a_map_stays_beside_the_image_whatever_its_name(self, name, tmp_path):
         (tmp_path / "out").mkdir()

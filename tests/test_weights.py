@@ -259,10 +259,16 @@ class TestFetched:
         assert got(store, one).read_bytes() == CONTENT
         assert leftovers(store) == []
 
-    def test_what_has_come_is_not_fetched_again(self, store, one, server):
-        server.script["/big-lama.pt"] = [cut(600_000)]
+    @pytest.mark.parametrize("weak", [False, True])
+    def test_what_has_come_is_not_fetched_again(self, tmp_path, one, server, weak):
+        came = []
+        store = WeightStore(
+            tmp_path, pause=lambda seconds: None, progress=lambda file, done, total: came.append(done)
+        )
+        server.script["/big-lama.pt"] = [cut(600_000, weak=weak)]
         store.get(one)
         assert server.requests == [("/big-lama.pt", None), ("/big-lama.pt", "bytes=600000-")]
+        assert came == sorted(came)
 
     def test_a_server_is_left_alone_as_long_as_it_asks(self, store, one, server, pauses):
         server.script["/big-lama.pt"] = [busy(429, retry_after=7), busy(503, "Wed, 21 Oct 2015 07:28:00 GMT")]
