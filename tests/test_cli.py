@@ -565,8 +565,11 @@ class TestWeights:
         for given in (tmp_path / "mine.bin", f"a.bin={tmp_path / 'mine.bin'}"):
             assert self.run(stored, tmp_path, "--weights", given, "--trust")[1] == (255, 0, 0)
 
-    def test_offline_says_what_is_missing(self, stored, tmp_path, server):
-        done, _ = self.run(stored, tmp_path, "--offline")
+    @pytest.mark.parametrize("by", ["--offline", "IOPAINT_OFFLINE"])
+    def test_offline_says_what_is_missing(self, stored, tmp_path, server, monkeypatch, by):
+        if by == "IOPAINT_OFFLINE":
+            monkeypatch.setenv(by, "1")
+        done, _ = self.run(stored, tmp_path, *([by] if by == "--offline" else []))
         assert done.returncode == 1
         assert f"a.bin ({server.url}/a.bin) to be put at {tmp_path / 'store'}" in done.stderr
         assert server.requests == []

@@ -144,6 +144,17 @@ class TestLoading:
         assert torch.equal(part.load_alone().weight, linear.weight)
 
 
+def test_a_config_stays_as_it_is_whatever_its_class_does_to_it(tmp_path):
+    class Greedy(torch.nn.Linear):
+        @classmethod
+        def from_config(cls, config):
+            return cls(config["size"].pop(), config["size"].pop())
+
+    save_file(torch.nn.Linear(2, 2).state_dict(), tmp_path / "a.safetensors")
+    component = module_component(Greedy, tmp_path / "a.safetensors", CONTEXT, config={"size": [2, 2]})
+    assert torch.equal(component.load_alone().weight, component.load_alone().weight)
+
+
 class Buffered(torch.nn.Module):
     """With buffers that are not saved, of which one is made by `torch.empty`."""
 

@@ -318,6 +318,21 @@ def test_a_sound_file_is_named_though_another_was_replaced_since(tmp_path):
     assert index.name(TensorFiles((tmp_path / "two.safetensors",)))
 
 
+def test_a_sound_file_is_named_though_another_goes_while_they_are_compared(tmp_path, context):
+    class Going(TensorFiles):
+        def content(self):
+            self.paths[0].unlink()
+            return super().content()
+
+    for name in ("one", "two"):
+        save_file({"a": torch.ones(4)}, tmp_path / f"{name}.safetensors")
+    names = {
+        context.index.name(files((tmp_path / f"{name}.safetensors",)))
+        for name, files in (("one", Going), ("two", TensorFiles))
+    }
+    assert len(names) == 2
+
+
 def test_a_file_that_is_rewritten_many_times_is_remembered_once(tmp_path):
     index = IdentityIndex()
     for i in range(50):

@@ -484,6 +484,15 @@ def test_a_component_that_is_larger_than_it_said_is_charged_in_full_or_not_kept(
     assert used(pool) == 9
 
 
+def test_what_is_loaded_and_can_not_be_kept_is_closed():
+    loaded = Weights("a", 9)
+    pool = ModelPool({"cpu": 8}, wait_for_room=0)
+    with pytest.raises(PoolFullError):
+        pool.lease("a", model(component("a", 2, load=lambda: loaded, measure=lambda weights: weights.nbytes)))
+    assert loaded.closed == 1
+    assert used(pool) == 0
+
+
 def test_a_model_is_charged_for_what_it_holds_beside_its_components():
     pool = ModelPool({"gpu": 10}, wait_for_room=0)
     lease = pool.lease("a", Fake, measure=lambda loaded: 7, device="gpu")

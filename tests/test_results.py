@@ -110,6 +110,20 @@ class TestFiles:
         assert [file.name for file in files] == ["a.png", *beside]
         assert sorted(files) == sorted(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        ("values", "shown"),
+        [
+            ([2.0, 4.0, 3.0, np.nan, np.inf, -np.inf], [0, 65535, 32768, 0, 65535, 0]),
+            ([3.0, 3.0], [0, 0]),
+            ([np.nan, np.nan], [0, 0]),
+        ],
+        ids=["some that are none", "one", "none"],
+    )
+    def test_numbers_of_a_map_are_spread_from_black_to_white(self, values, shown, tmp_path):
+        result = Result(maps={"depth": np.array([values], np.float32)})
+        write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
+        assert np.asarray(PIL.Image.open(tmp_path / "a.png")).tolist() == [shown]
+
     @pytest.mark.parametrize("name", ["../a", "..", "/a", "a\\b", "a\0b", ""])
     def test_a_map_stays_beside_the_image_whatever_its_name(self, name, tmp_path):
         (tmp_path / "out").mkdir()

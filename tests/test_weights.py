@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import Red, make_plugin
 from pools import together, until
-from servers import busy, cut, other_bytes, redirect, says_it_has, stall, without_ranges
+from servers import busy, cut, other_bytes, redirect, says_it_has, stall, whole, without_ranges
 
 from iopaint_core import (
     DownloadError,
@@ -259,15 +259,23 @@ class TestFetched:
         assert got(store, one).read_bytes() == CONTENT
         assert leftovers(store) == []
 
-    @pytest.mark.parametrize("weak", [False, True])
-    def test_what_has_come_is_not_fetched_again(self, tmp_path, one, server, weak):
+    @pytest.mark.parametrize(
+        "script",
+        [
+            [cut(600_000)],
+            [cut(600_000, sent='W/"{}"')],
+            [lambda *asked: whole(*asked, content=CONTENT[::-1], upto=1000), cut(600_000, sent="")],
+        ],
+        ids=["strong ETag", "weak ETag", "ETag of another file"],
+    )
+    def test_what_has_come_is_not_fetched_again(self, tmp_path, one, server, script):
         came = []
         store = WeightStore(
             tmp_path, pause=lambda seconds: None, progress=lambda file, done, total: came.append(done)
         )
-        server.script["/big-lama.pt"] = [cut(600_000, weak=weak)]
+        server.script["/big-lama.pt"] = script
         store.get(one)
-        assert server.requests == [("/big-lama.pt", None), ("/big-lama.pt", "bytes=600000-")]
+        assert server.requests[-1] == ("/big-lama.pt", "bytes=600000-")
         assert came == sorted(came)
 
     def test_a_server_is_left_alone_as_long_as_it_asks(self, store, one, server, pauses):
