@@ -184,6 +184,15 @@ def test_buffers_that_are_not_saved_are_as_the_class_makes_them(tmp_path, dtype,
     assert torch.equal(loaded(x), wanted(x))
 
 
+def test_buffers_that_are_not_saved_keep_their_precision_where_weights_have_eight_bits(tmp_path):
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in Buffered().state_dict().items()}
+    save_file(small, tmp_path / "model.safetensors")
+    loaded = module_component(Buffered, tmp_path / "model.safetensors", CONTEXT, config={}).load_alone()
+    assert loaded.layer.weight.dtype is torch.float8_e4m3fn
+    assert torch.equal(loaded.mean, Buffered().mean)
+    assert loaded.mean.dtype is torch.float32
+
+
 def test_what_is_tied_is_found_under_either_name(tmp_path):
     config = T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
     encoder = T5EncoderModel(config).eval()

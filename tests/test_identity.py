@@ -211,6 +211,16 @@ class TestHeldTwice:
         assert index.name(one) != index.name(two)
         assert digest(one) != digest(two)
 
+    def test_if_a_byte_at_the_edge_of_what_is_read_at_once_differs(self, tmp_path, context):
+        edges = [(1 << power) + off for power in range(12, 22) for off in (-1, 0)]
+        for edge in (None, *edges):
+            values = torch.zeros((1 << 21) + 1, dtype=torch.uint8)
+            values[edge:][:1] = 0 if edge is None else 1
+            save_file({"a": values}, tmp_path / f"{edge}.safetensors")
+        files = [TensorFiles((tmp_path / f"{edge}.safetensors",)) for edge in (None, *edges)]
+        assert len({context.index.name(each) for each in files}) == len(files)
+        assert len({digest(each) for each in files}) == len(files)
+
     def test_if_the_dtype_differs(self, model, vae):
         two = copied(model)
         rewrite(
