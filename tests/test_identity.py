@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pools import watched
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import CLIPTextModel
 from weights import VAE_FILE, held, hub_cache, make_vae, rewrite, save_model
 
@@ -395,6 +396,14 @@ class TestMemory:
         rewrite(files[0].paths[0], lambda tensors: {name: tensor + 1 for name, tensor in tensors.items()})
         index = IdentityIndex(path)
         assert index.name(TensorFiles(files[0].paths)) != index.name(files[1])
+
+    def test_a_file_that_changes_often_takes_no_more_room(self, path, tmp_path):
+        for i in range(3):
+            rewritten = save({"a": torch.full((4,), i)})
+            (tmp_path / "a.safetensors").write_bytes(rewritten)
+            self.taken(path, TensorFiles((tmp_path / "a.safetensors",)))
+        with contextlib.closing(sqlite3.connect(path)) as memory:
+            assert memory.execute("SELECT COUNT(*) FROM digests").fetchone() == (1,)
 
     def test_it_may_be_deleted_at_any_time(self, files, path):
         index = IdentityIndex(path)

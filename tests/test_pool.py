@@ -842,8 +842,19 @@ def test_what_is_idle_for_its_time_to_live_goes_by_itself():
     pool = ModelPool(idle_ttl=0.01)
     freed = threading.Event()
     pool.subscribe(lambda event: event.kind is EventKind.RELEASED and event.key == "unet" and freed.set())
-    pool.lease("a", model(component("unet"))).close()
-    assert freed.wait(WATCHDOG)
+    for _ in range(2):
+        pool.lease("a", model(component("unet"))).close()
+        assert freed.wait(WATCHDOG)
+        freed.clear()
+
+
+def test_a_process_does_not_wait_for_a_time_to_live_to_end():
+    before = set(threading.enumerate())
+    pool = ModelPool(idle_ttl=WATCHDOG)
+    pool.lease("a", Fake).close()
+    begun = set(threading.enumerate()) - before
+    assert begun
+    assert all(thread.daemon for thread in begun)
 
 
 def test_a_pool_that_nobody_holds_is_not_kept_by_its_timer():
