@@ -290,6 +290,14 @@ class TestControlNets:
         assert np.array_equal(*pictures)
         assert [len(held.users) for held in manager.pool.stats().components] == [2, 2, 2, 2]
 
+    def test_one_of_the_hub_is_fetched(self, model, tmp_path, hub):
+        folder = save_controlnet(tmp_path / "canny", unet_of(model))
+        for path in folder.iterdir():
+            hub("someone/canny", path.name, path.read_bytes())
+        manager = ModelManager()
+        pictures = [manager.inpaint("model", IMAGE, MASK, controlled(name)) for name in (folder, "someone/canny")]
+        assert np.array_equal(*pictures)
+
     def test_outlines_are_those_that_iopaint_shows_it(self):
         photo = read_picture(ROOT / "examples" / "astronaut.jpg").rgb
         expected = np.repeat(cv2.Canny(photo, 100, 200)[..., None], 3, axis=2)

@@ -124,6 +124,13 @@ class TestFiles:
         write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
         assert np.asarray(PIL.Image.open(tmp_path / "a.png")).tolist() == [shown]
 
+    @pytest.mark.parametrize("name", ["a.npy", "a.png"])
+    def test_an_array_that_can_not_be_written_leaves_nothing_half_done(self, name, tmp_path):
+        result = Result(image=IMAGE if name == "a.png" else None, maps={"depth": np.array([[object()]])})
+        with pytest.raises(PictureWriteError):
+            write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / name, quality=90)
+        assert not [*tmp_path.glob("*.npy")]
+
     @pytest.mark.parametrize("name", ["../a", "..", "/a", "a\\b", "a\0b", ""])
     def test_a_map_stays_beside_the_image_whatever_its_name(self, name, tmp_path):
         (tmp_path / "out").mkdir()
