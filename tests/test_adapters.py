@@ -120,16 +120,17 @@ class TestLoras:
         ModelManager().inpaint("model", IMAGE, MASK, asking((one, 1.0)))
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_it_may_lie_in_the_cache_of_the_hub(self, model, one, tmp_path):
-        shutil.copyfile(one, one.with_name("pytorch_lora_weights.safetensors"))
+    def test_it_may_lie_in_the_cache_of_the_hub(self, model, one, two):
+        shutil.copyfile(two, two.with_name("pytorch_lora_weights.safetensors"))
         hub_cache(cache(), one.parent, "someone/lora")
         manager = ModelManager()
         pictures = [
             manager.inpaint("model", IMAGE, MASK, asking((name, 1.0)))
-            for name in (one, "someone/lora", "someone/lora/one.safetensors")
+            for name in (one, "someone/lora/one.safetensors", two, "someone/lora")
         ]
         assert np.array_equal(pictures[0], pictures[1])
-        assert np.array_equal(pictures[0], pictures[2])
+        assert np.array_equal(pictures[2], pictures[3])
+        assert not np.array_equal(pictures[0], pictures[2])
 
     def test_that_of_latent_consistency_comes_with_its_sampler(self, home, tmp_path, monkeypatch):
         ORIGINALS["sd1 inpainting"](home / "model")

@@ -170,6 +170,7 @@ class TestRun:
         PIL.Image.new("L", (60, 40)).save(folder / "masks" / "a.png")
         (job,) = plan(folder / "photos" / "a.png", folder / "masks", folder / "out.bmp")
         assert statuses(manager, [job]) == [Status.UNCHANGED]
+        assert job.output.read_bytes().startswith(b"BM")
         assert np.array_equal(read_picture(job.output).rgb, read_picture(job.image).rgb)
 
     def test_an_empty_mask_leaves_what_is_beyond_the_edges_to_paint(self, folder, manager):

@@ -461,6 +461,13 @@ class TestForks:
             assert torch.equal(fork(unet)(*inputs).sample, unet(*inputs).sample)
 
 
+def test_a_write_into_the_middle_of_weights_is_noticed():
+    canonical = Canonical(torch.nn.Linear(64, 64))
+    assert canonical.intact()
+    canonical.fork().weight.view(-1)[64 * 32] += 1
+    assert not canonical.intact()
+
+
 @pytest.mark.parametrize("end", ["cut off", "written over"])
 def test_a_file_that_is_rewritten_while_it_is_mapped_is_not_touched_any_more(model, pool, caplog, end):
     path = model / "vae" / VAE_FILE
@@ -580,12 +587,18 @@ class TestFiles:
         with pytest.raises(WeightsError, match=r"gone\.onnx can't be read: No such file.*still there"):
             file_component(tmp_path / "gone.onnx", lambda path: [], CONTEXT, kind="s")
 
-    def test_another_device_is_another_component(self, path):
+    def test_it_takes_as_much_as_is_said_or_else_as_its_file(self, path):
+        said = [file_component(path, lambda path: [], CONTEXT, kind="s", nbytes=nbytes) for nbytes in (None, 7)]
+        assert [component.nbytes for component in said] == [path.stat().st_size, 7]
+
+    def test_another_device_dtype_or_kind_is_another_component(self, path):
         keys = {
-            file_component(path, lambda path: [], LoadContext(device=device), kind="s").key
+            file_component(path, lambda path: [], LoadContext(device=device, dtype=dtype), kind=kind).key
             for device in ("cpu", "cuda:0", "cuda:1")
+            for dtype in (None, "float16")
+            for kind in ("s", "t")
         }
-        assert len(keys) == 3
+        assert len(keys) == 12
 
 
 def without_first(tensors):

@@ -17,7 +17,7 @@ import weights
 from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import watched
+from pools import in_thread, watched
 from safetensors.torch import load_file, save, save_file
 from transformers import CLIPTextModel
 from weights import VAE_FILE, held, hub_cache, make_vae, rewrite, save_model
@@ -404,6 +404,18 @@ class TestMemory:
             self.taken(path, TensorFiles((tmp_path / "a.safetensors",)))
         with contextlib.closing(sqlite3.connect(path)) as memory:
             assert memory.execute("SELECT COUNT(*) FROM digests").fetchone() == (1,)
+
+    def test_weights_of_which_none_can_be_taken_cost_the_next_nothing(self, files, path, caplog):
+        class Odd(TensorFiles):
+            def content(self):
+                raise RuntimeError("no content")
+
+        index = IdentityIndex(path)
+        index.digest_later(Odd(files[0].paths))
+        index.digest_later(files[1])
+        in_thread(index.wait)()
+        assert IdentityIndex(path).name(files[1]).startswith("sha256:")
+        assert "No digest was taken of" in caplog.text
 
     def test_it_may_be_deleted_at_any_time(self, files, path):
         index = IdentityIndex(path)

@@ -326,6 +326,16 @@ def test_idle_components_make_room_and_only_as_many_as_are_needed():
     assert pool.stats().counts.evictions == 1
 
 
+def test_what_a_model_takes_never_makes_room_for_the_rest_of_it():
+    pool = ModelPool({"cpu": 12}, policy=LRU(), wait_for_room=0)
+    for name in ("oldest", "other"):
+        pool.lease(name, model(component(name, 5))).close()
+    with pool.lease("both", model(component("oldest", 5), component("new", 6))) as parts:
+        assert parts["oldest"].closed == 0
+        assert used(pool) == 11
+    assert pool.stats().counts.component_loads == 3
+
+
 def test_nothing_is_evicted_for_a_load_that_finds_no_room_all_the_same():
     pool = ModelPool({"cpu": 10}, wait_for_room=0)
     pool.lease("idle", model(component("idle", 4))).close()

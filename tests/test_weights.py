@@ -613,6 +613,12 @@ class TestKept:
         assert states == {"one.pt": "wrong", "common.pt": "whole"}
         assert {each.state.value for each in store.verify([other])} == {"missing", "whole"}
 
+    def test_another_model_may_declare_another_hash_of_a_file(self, store, one, server):
+        path = got(store, one)
+        other = model(WeightFile(url=one.weights[0].url, md5=MD5))
+        assert got(store, other) == got(store, one) == path
+        assert len(server.requests) == 1
+
     def test_remove_takes_only_what_no_other_model_uses(self, store, two):
         one, other = two
         for info in two:
@@ -621,6 +627,13 @@ class TestKept:
         assert store.missing(one) == one.weights[:1]
         assert store.missing(other) == ()
         assert [path.name for path in store.remove(other, [])] == ["common.pt", "two.pt"]
+
+    def test_remove_takes_what_has_come_of_a_file_too(self, store, one, server):
+        server.script["/big-lama.pt"] = [cut(1000)] + [busy(503)] * 9
+        with pytest.raises(DownloadError):
+            store.get(one)
+        assert [path.name for path in store.remove(one, [])] == ["big-lama.pt.part"]
+        assert store.verify([one])[0].state.value == "missing"
 
     def test_remove_leaves_other_programs_files(self, store, two, tmp_path):
         folder = tmp_path / "home/.cache/torch/hub/checkpoints"
