@@ -1,6 +1,7 @@
 """What the tests of the pool share: weights without torch, threads with a watchdog."""
 
 import faulthandler
+import multiprocessing
 import sys
 import threading
 
@@ -81,6 +82,17 @@ def together(count, call):
     for thread in threads:
         watched(thread)
     return results
+
+
+def in_child(check):
+    """Whether `check` raises nothing in a forked child."""
+    process = multiprocessing.get_context("fork").Process(target=check)
+    process.start()
+    process.join(WATCHDOG)
+    hangs = process.is_alive()
+    process.kill()
+    assert not hangs
+    return process.exitcode == 0
 
 
 def until(condition):

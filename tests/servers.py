@@ -68,7 +68,7 @@ def head(server, request, status, length, **headers):
     request.end_headers()
 
 
-def whole(server, request, *, content=None, ranges=True, upto=None, length=None):
+def whole(server, request, *, content=None, ranges=True, upto=None, length=None, sent='"{}"'):
     """The file, or the range of it that was asked for."""
     content = server.files.get(request.path.partition("?")[0]) if content is None else content
     if content is None:
@@ -76,7 +76,8 @@ def whole(server, request, *, content=None, ranges=True, upto=None, length=None)
         head(server, request, status, 0)
         return
     asked = request.headers.get("Range")
-    etag = f'"{hashlib.md5(content).hexdigest()}"'
+    digest = hashlib.md5(content).hexdigest()
+    etag = f'"{digest}"'
     condition = request.headers.get("If-Range", etag)
     if asked and ranges and condition == etag:
         start = int(asked.removeprefix("bytes=").partition("-")[0])
@@ -87,7 +88,8 @@ def whole(server, request, *, content=None, ranges=True, upto=None, length=None)
         head(server, request, 206, len(content) - start, Content_Range=span, ETag=etag)
         body = content[start:]
     else:
-        head(server, request, 200, len(content) if length is None else length, ETag=etag)
+        named = {"ETag": sent.format(digest)} if sent else {}
+        head(server, request, 200, len(content) if length is None else length, **named)
         body = content
     if request.command == "GET":
         request.wfile.write(body if upto is None else body[:upto])
@@ -98,9 +100,9 @@ def whole(server, request, *, content=None, ranges=True, upto=None, length=None)
             request.connection.shutdown(2)
 
 
-def cut(after):
-    """The connection ends after so many bytes."""
-    return lambda server, request: whole(server, request, upto=after)
+def cut(after, *, sent='"{}"'):
+    """The connection ends after so many bytes; `sent` is the ETag around a digest, empty for none."""
+    return lambda server, request: whole(server, request, upto=after, sent=sent)
 
 
 def without_ranges(server, request):

@@ -120,16 +120,17 @@ class TestLoras:
         ModelManager().inpaint("model", IMAGE, MASK, asking((one, 1.0)))
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_it_may_lie_in_the_cache_of_the_hub(self, model, one, tmp_path):
-        shutil.copyfile(one, one.with_name("pytorch_lora_weights.safetensors"))
+    def test_it_may_lie_in_the_cache_of_the_hub(self, model, one, two):
+        shutil.copyfile(two, two.with_name("pytorch_lora_weights.safetensors"))
         hub_cache(cache(), one.parent, "someone/lora")
         manager = ModelManager()
         pictures = [
             manager.inpaint("model", IMAGE, MASK, asking((name, 1.0)))
-            for name in (one, "someone/lora", "someone/lora/one.safetensors")
+            for name in (one, "someone/lora/one.safetensors", two, "someone/lora")
         ]
         assert np.array_equal(pictures[0], pictures[1])
-        assert np.array_equal(pictures[0], pictures[2])
+        assert np.array_equal(pictures[2], pictures[3])
+        assert not np.array_equal(pictures[0], pictures[2])
 
     def test_that_of_latent_consistency_comes_with_its_sampler(self, home, tmp_path, monkeypatch):
         ORIGINALS["sd1 inpainting"](home / "model")
@@ -142,6 +143,10 @@ class TestLoras:
         result = ModelManager().inpaint("model", IMAGE, MASK, request)
         alone = replace(request, sd_sampler="LCM")
         assert np.array_equal(result, painted(home / "model", CLASS, alone, with_loras((file, 1.0))))
+        own = save_lora(tmp_path / "own.safetensors", unet_of(home / "model"), seed=2)
+        result = ModelManager().inpaint("model", IMAGE, MASK, replace(request, loras=(Lora(str(own), 0.3),)))
+        both = with_loras((own, 0.3), (file, 1.0))
+        assert np.array_equal(result, painted(home / "model", CLASS, alone, both)), "scales are of the user's own"
 
     def test_of_a_model_of_flux(self, home, tmp_path):
         MAKERS["FluxPipeline"](home / "model")
@@ -285,6 +290,14 @@ class TestControlNets:
         ]
         assert np.array_equal(*pictures)
         assert [len(held.users) for held in manager.pool.stats().components] == [2, 2, 2, 2]
+
+    def test_one_of_the_hub_is_fetched(self, model, tmp_path, hub):
+        folder = save_controlnet(tmp_path / "canny", unet_of(model))
+        for path in folder.iterdir():
+            hub("someone/canny", path.name, path.read_bytes())
+        manager = ModelManager()
+        pictures = [manager.inpaint("model", IMAGE, MASK, controlled(name)) for name in (folder, "someone/canny")]
+        assert np.array_equal(*pictures)
 
     def test_outlines_are_those_that_iopaint_shows_it(self):
         photo = read_picture(ROOT / "examples" / "astronaut.jpg").rgb

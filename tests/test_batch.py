@@ -170,7 +170,15 @@ class TestRun:
         PIL.Image.new("L", (60, 40)).save(folder / "masks" / "a.png")
         (job,) = plan(folder / "photos" / "a.png", folder / "masks", folder / "out.bmp")
         assert statuses(manager, [job]) == [Status.UNCHANGED]
+        assert job.output.read_bytes().startswith(b"BM")
         assert np.array_equal(read_picture(job.output).rgb, read_picture(job.image).rgb)
+
+    def test_an_empty_mask_leaves_what_is_beyond_the_edges_to_paint(self, folder, manager):
+        PIL.Image.new("L", (60, 40)).save(folder / "masks" / "a.png")
+        (job,) = plan(folder / "photos" / "a.png", folder / "masks", folder / "out.png")
+        extender = {"extender_x": -10, "extender_width": 80, "extender_height": 40}
+        assert statuses(manager, [job], parameters={"use_extender": True, **extender}) == [Status.REPAIRED]
+        assert read_picture(job.output).rgb.shape == (40, 80, 3)
 
     def test_the_content_of_a_picture_tells_its_format_not_its_name(self, folder, manager):
         (folder / "photos" / "a.png").rename(folder / "photo.download")

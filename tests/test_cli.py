@@ -451,6 +451,7 @@ def iopaint_available_models():
     return [
         ModelInfo("one", ModelType.PLUGIN, weights=(file("a.bin"),)),
         ModelInfo("two", ModelType.PLUGIN, weights=(file("a.bin"), file("b.bin"))),
+        ModelInfo("three", ModelType.PLUGIN, requires=("two",)),
     ]
 
 
@@ -461,7 +462,10 @@ def iopaint_load_model(info, context):
 
 
 class TestWeights:
-    """Two models, of which one needs a file that the other needs too; what `a.bin` holds is a colour."""
+    """Two models, of which one needs a file that the other needs too, and one that calls one of these.
+
+    What `a.bin` holds is a colour.
+    """
 
     @pytest.fixture
     def stored(self, tmp_path, server, monkeypatch):
@@ -487,6 +491,12 @@ class TestWeights:
         assert "one: is here" in stored("download", "one").stderr
         assert [path for path, _ in server.requests] == ["/a.bin", "/b.bin"]
         assert {"one", "two"} <= set(stored("list", "--downloaded").stdout.split())
+
+    def test_download_fetches_for_what_a_model_requires_too(self, stored, server):
+        assert "three" in stored("list", "--missing").stdout.split()
+        assert stored("download", "three").returncode == 0
+        assert [path for path, _ in server.requests] == ["/a.bin", "/b.bin"]
+        assert "three" in stored("list", "--downloaded").stdout.split()
 
     def test_download_all_goes_on_after_a_failure(self, stored, server, monkeypatch):
         for model in ("LAMA", "ANIME_LAMA"):  # else the real ones, and five tries of each where there is no network
@@ -565,8 +575,11 @@ class TestWeights:
         for given in (tmp_path / "mine.bin", f"a.bin={tmp_path / 'mine.bin'}"):
             assert self.run(stored, tmp_path, "--weights", given, "--trust")[1] == (255, 0, 0)
 
-    def test_offline_says_what_is_missing(self, stored, tmp_path, server):
-        done, _ = self.run(stored, tmp_path, "--offline")
+    @pytest.mark.parametrize("by", ["--offline", "IOPAINT_OFFLINE"])
+    def test_offline_says_what_is_missing(self, stored, tmp_path, server, monkeypatch, by):
+        if by == "IOPAINT_OFFLINE":
+            monkeypatch.setenv(by, "1")
+        done, _ = self.run(stored, tmp_path, *([by] if by == "--offline" else []))
         assert done.returncode == 1
         assert f"a.bin ({server.url}/a.bin) to be put at {tmp_path / 'store'}" in done.stderr
         assert server.requests == []

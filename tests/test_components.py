@@ -16,7 +16,7 @@ from conftest import Red, make_plugin
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig, get_peft_model
-from pools import WATCHDOG, Gate, component, in_thread
+from pools import WATCHDOG, Gate, component, in_child, in_thread
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from weights import VAE_FILE, digest, encoded, loader, make_text_encoder, make_vae, read, rewrite, save_model
@@ -98,6 +98,18 @@ class TestLoading:
             assert torch.equal(alike(ids).last_hidden_state, encoder(ids).last_hidden_state)
         assert alike.shared.weight is alike.encoder.embed_tokens.weight, "what is tied stays tied"
 
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_what_a_class_of_diffusers_names_stays_in_full_precision(self, tmp_path, dtype):
+        class Careful(torch.nn.Linear):
+            _keep_in_fp32_modules = ("weight",)
+
+        save_file(Careful(8, 8).state_dict(), tmp_path / "a.safetensors")
+        config = {"in_features": 8, "out_features": 8}
+        component = module_component(Careful, tmp_path / "a.safetensors", LoadContext(dtype=dtype), config=config)
+        loaded = component.load_alone()
+        assert (loaded.weight.dtype, loaded.bias.dtype) == (torch.float32, getattr(torch, dtype))
+        assert component.nbytes == footprint([loaded])
+
     def test_names_of_before_are_understood(self, model):
         """VAEs published before diffusers 0.17 name their attention otherwise."""
         old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -132,6 +144,17 @@ class TestLoading:
         assert torch.equal(part.load_alone().weight, linear.weight)
 
 
+def test_a_config_stays_as_it_is_whatever_its_class_does_to_it(tmp_path):
+    class Greedy(torch.nn.Linear):
+        @classmethod
+        def from_config(cls, config):
+            return cls(config["size"].pop(), config["size"].pop())
+
+    save_file(torch.nn.Linear(2, 2).state_dict(), tmp_path / "a.safetensors")
+    component = module_component(Greedy, tmp_path / "a.safetensors", CONTEXT, config={"size": [2, 2]})
+    assert torch.equal(component.load_alone().weight, component.load_alone().weight)
+
+
 class Buffered(torch.nn.Module):
     """With buffers that are not saved, of which one is made by `torch.empty`."""
 
@@ -159,6 +182,15 @@ def test_buffers_that_are_not_saved_are_as_the_class_makes_them(tmp_path, dtype,
     ).load_alone()
     x = torch.ones(2, dtype=getattr(torch, dtype))
     assert torch.equal(loaded(x), wanted(x))
+
+
+def test_buffers_that_are_not_saved_keep_their_precision_where_weights_have_eight_bits(tmp_path):
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in Buffered().state_dict().items()}
+    save_file(small, tmp_path / "model.safetensors")
+    loaded = module_component(Buffered, tmp_path / "model.safetensors", CONTEXT, config={}).load_alone()
+    assert loaded.layer.weight.dtype is torch.float8_e4m3fn
+    assert torch.equal(loaded.mean, Buffered().mean)
+    assert loaded.mean.dtype is torch.float32
 
 
 def test_what_is_tied_is_found_under_either_name(tmp_path):
@@ -429,6 +461,13 @@ class TestForks:
             assert torch.equal(fork(unet)(*inputs).sample, unet(*inputs).sample)
 
 
+def test_a_write_into_the_middle_of_weights_is_noticed():
+    canonical = Canonical(torch.nn.Linear(64, 64))
+    assert canonical.intact()
+    canonical.fork().weight.view(-1)[64 * 32] += 1
+    assert not canonical.intact()
+
+
 @pytest.mark.parametrize("end", ["cut off", "written over"])
 def test_a_file_that_is_rewritten_while_it_is_mapped_is_not_touched_any_more(model, pool, caplog, end):
     path = model / "vae" / VAE_FILE
@@ -548,12 +587,18 @@ class TestFiles:
         with pytest.raises(WeightsError, match=r"gone\.onnx can't be read: No such file.*still there"):
             file_component(tmp_path / "gone.onnx", lambda path: [], CONTEXT, kind="s")
 
-    def test_another_device_is_another_component(self, path):
+    def test_it_takes_as_much_as_is_said_or_else_as_its_file(self, path):
+        said = [file_component(path, lambda path: [], CONTEXT, kind="s", nbytes=nbytes) for nbytes in (None, 7)]
+        assert [component.nbytes for component in said] == [path.stat().st_size, 7]
+
+    def test_another_device_dtype_or_kind_is_another_component(self, path):
         keys = {
-            file_component(path, lambda path: [], LoadContext(device=device), kind="s").key
+            file_component(path, lambda path: [], LoadContext(device=device, dtype=dtype), kind=kind).key
             for device in ("cpu", "cuda:0", "cuda:1")
+            for dtype in (None, "float16")
+            for kind in ("s", "t")
         }
-        assert len(keys) == 3
+        assert len(keys) == 12
 
 
 def without_first(tensors):
@@ -854,6 +899,27 @@ def until_cancelled(check):
     finally:
         timer.cancel()
     raise AssertionError("it was never cancelled")
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_loads_though_a_thread_of_its_parent_was_putting_a_module_together(tmp_path):
+    gate, size = Gate(), {"in_features": 2, "out_features": 2}
+
+    class Slow(torch.nn.Linear):
+        def __init__(self, **size):
+            gate.wait()
+            super().__init__(**size)
+
+    save_file(torch.nn.Linear(**size).state_dict(), tmp_path / "a.safetensors")
+    slow, quick = (
+        module_component(cls, tmp_path / "a.safetensors", CONTEXT, config=size) for cls in (Slow, torch.nn.Linear)
+    )
+    loading = in_thread(slow.load_alone)
+    gate.wait_until_reached()
+    assert in_child(quick.load_alone)
+    gate.open()
+    loading()
 
 
 class TestLeaks:

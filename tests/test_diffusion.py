@@ -442,6 +442,17 @@ class TestPreview:
         assert not np.array_equal(shown[0], result)
         assert np.array_equal(manager.inpaint("model", IMAGE, MASK, request), result)
 
+    def test_nothing_is_decoded_for_a_caller_who_wants_none(self, model, monkeypatch):
+        decoded, decode = [], diffusers.AutoencoderKL.decode
+
+        def count(*args, **options):
+            decoded.append(args)
+            return decode(*args, **options)
+
+        monkeypatch.setattr(diffusers.AutoencoderKL, "decode", count)
+        ModelManager().inpaint("model", IMAGE, MASK, REQUEST)
+        assert len(decoded) == 1
+
     def test_a_model_that_can_not_show_it_paints_all_the_same(self, home):
         MAKERS["ZImagePipeline"](home / "model")
         shown = []

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,8 +17,8 @@ import weights
 from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import watched
-from safetensors.torch import load_file, save_file
+from pools import in_thread, watched
+from safetensors.torch import load_file, save, save_file
 from transformers import CLIPTextModel
 from weights import VAE_FILE, held, hub_cache, make_vae, rewrite, save_model
 
@@ -211,6 +212,16 @@ class TestHeldTwice:
         assert index.name(one) != index.name(two)
         assert digest(one) != digest(two)
 
+    def test_if_a_byte_at_the_edge_of_what_is_read_at_once_differs(self, tmp_path, context):
+        edges = [(1 << power) + off for power in range(12, 22) for off in (-1, 0)]
+        for edge in (None, *edges):
+            values = torch.zeros((1 << 21) + 1, dtype=torch.uint8)
+            values[edge:][:1] = 0 if edge is None else 1
+            save_file({"a": values}, tmp_path / f"{edge}.safetensors")
+        files = [TensorFiles((tmp_path / f"{edge}.safetensors",)) for edge in (None, *edges)]
+        assert len({context.index.name(each) for each in files}) == len(files)
+        assert len({digest(each) for each in files}) == len(files)
+
     def test_if_the_dtype_differs(self, model, vae):
         two = copied(model)
         rewrite(
@@ -241,6 +252,13 @@ class TestHeldTwice:
         assert index.name(part(0)) == index.name(part(0))
         with pytest.raises(InputError, match="a layout without a name"):
             TensorFiles((tmp_path / "both.safetensors",), convert=dict)
+
+    def test_if_they_are_other_parts_of_one_blob_of_hugging_face(self, tmp_path, context):
+        (tmp_path / "source").mkdir()
+        save_file({"a.w": torch.zeros(4), "b.w": torch.ones(4)}, tmp_path / "source" / "both.safetensors")
+        file = hub_cache(tmp_path / "hub", tmp_path / "source") / "both.safetensors"
+        names = [context.index.name(TensorFiles((file,), prefix=prefix)) for prefix in ("a.", "b.", "a.")]
+        assert names[0] == names[2] != names[1]
 
     def test_if_a_class_that_is_not_of_transformers_reads_what_that_writes(self, tmp_path, context):
         save_file({"weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
@@ -311,6 +329,21 @@ def test_a_sound_file_is_named_though_another_was_replaced_since(tmp_path):
     assert index.name(TensorFiles((tmp_path / "two.safetensors",)))
 
 
+def test_a_sound_file_is_named_though_another_goes_while_they_are_compared(tmp_path, context):
+    class Going(TensorFiles):
+        def content(self):
+            self.paths[0].unlink()
+            return super().content()
+
+    for name in ("one", "two"):
+        save_file({"a": torch.ones(4)}, tmp_path / f"{name}.safetensors")
+    names = {
+        context.index.name(files((tmp_path / f"{name}.safetensors",)))
+        for name, files in (("one", Going), ("two", TensorFiles))
+    }
+    assert len(names) == 2
+
+
 def test_a_file_that_is_rewritten_many_times_is_remembered_once(tmp_path):
     index = IdentityIndex()
     for i in range(50):
@@ -363,6 +396,26 @@ class TestMemory:
         rewrite(files[0].paths[0], lambda tensors: {name: tensor + 1 for name, tensor in tensors.items()})
         index = IdentityIndex(path)
         assert index.name(TensorFiles(files[0].paths)) != index.name(files[1])
+
+    def test_a_file_that_changes_often_takes_no_more_room(self, path, tmp_path):
+        for i in range(3):
+            rewritten = save({"a": torch.full((4,), i)})
+            (tmp_path / "a.safetensors").write_bytes(rewritten)
+            self.taken(path, TensorFiles((tmp_path / "a.safetensors",)))
+        with contextlib.closing(sqlite3.connect(path)) as memory:
+            assert memory.execute("SELECT COUNT(*) FROM digests").fetchone() == (1,)
+
+    def test_weights_of_which_none_can_be_taken_cost_the_next_nothing(self, files, path, caplog):
+        class Odd(TensorFiles):
+            def content(self):
+                raise RuntimeError("no content")
+
+        index = IdentityIndex(path)
+        index.digest_later(Odd(files[0].paths))
+        index.digest_later(files[1])
+        in_thread(index.wait)()
+        assert IdentityIndex(path).name(files[1]).startswith("sha256:")
+        assert "No digest was taken of" in caplog.text
 
     def test_it_may_be_deleted_at_any_time(self, files, path):
         index = IdentityIndex(path)

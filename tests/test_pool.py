@@ -1,5 +1,4 @@
 import gc
-import multiprocessing
 import signal
 import sys
 import threading
@@ -8,7 +7,7 @@ import weakref
 import pytest
 from hypothesis import settings
 from pool_machine import PoolMachine
-from pools import WATCHDOG, Gate, Weights, component, in_thread, model, together, until
+from pools import WATCHDOG, Gate, Weights, component, in_child, in_thread, model, together, until
 
 from iopaint_core import (
     GDSF,
@@ -327,6 +326,16 @@ def test_idle_components_make_room_and_only_as_many_as_are_needed():
     assert pool.stats().counts.evictions == 1
 
 
+def test_what_a_model_takes_never_makes_room_for_the_rest_of_it():
+    pool = ModelPool({"cpu": 12}, policy=LRU(), wait_for_room=0)
+    for name in ("oldest", "other"):
+        pool.lease(name, model(component(name, 5))).close()
+    with pool.lease("both", model(component("oldest", 5), component("new", 6))) as parts:
+        assert parts["oldest"].closed == 0
+        assert used(pool) == 11
+    assert pool.stats().counts.component_loads == 3
+
+
 def test_nothing_is_evicted_for_a_load_that_finds_no_room_all_the_same():
     pool = ModelPool({"cpu": 10}, wait_for_room=0)
     pool.lease("idle", model(component("idle", 4))).close()
@@ -483,6 +492,15 @@ def test_a_component_that_is_larger_than_it_said_is_charged_in_full_or_not_kept(
     assert used(pool) == 4
     pool.lease("a", model(grown))
     assert used(pool) == 9
+
+
+def test_what_is_loaded_and_can_not_be_kept_is_closed():
+    loaded = Weights("a", 9)
+    pool = ModelPool({"cpu": 8}, wait_for_room=0)
+    with pytest.raises(PoolFullError):
+        pool.lease("a", model(component("a", 2, load=lambda: loaded, measure=lambda weights: weights.nbytes)))
+    assert loaded.closed == 1
+    assert used(pool) == 0
 
 
 def test_a_model_is_charged_for_what_it_holds_beside_its_components():
@@ -834,8 +852,19 @@ def test_what_is_idle_for_its_time_to_live_goes_by_itself():
     pool = ModelPool(idle_ttl=0.01)
     freed = threading.Event()
     pool.subscribe(lambda event: event.kind is EventKind.RELEASED and event.key == "unet" and freed.set())
-    pool.lease("a", model(component("unet"))).close()
-    assert freed.wait(WATCHDOG)
+    for _ in range(2):
+        pool.lease("a", model(component("unet"))).close()
+        assert freed.wait(WATCHDOG)
+        freed.clear()
+
+
+def test_a_process_does_not_wait_for_a_time_to_live_to_end():
+    before = set(threading.enumerate())
+    pool = ModelPool(idle_ttl=WATCHDOG)
+    pool.lease("a", Fake).close()
+    begun = set(threading.enumerate()) - before
+    assert begun
+    assert all(thread.daemon for thread in begun)
 
 
 def test_a_pool_that_nobody_holds_is_not_kept_by_its_timer():
@@ -880,6 +909,15 @@ def test_a_host_is_told_what_happens_in_order():
     stop()
     pool.clear()
     assert events[-1] == ("loaded", "b")
+
+
+def test_who_listens_no_more_leaves_the_others_told():
+    pool, heard = ModelPool(), []
+    stop = pool.subscribe(lambda event: None)
+    pool.subscribe(lambda event: heard.append(event.kind))
+    stop()
+    pool.lease("a", Fake).close()
+    assert heard == [EventKind.LOADING, EventKind.LOADED]
 
 
 def test_a_subscriber_that_exits_costs_nobody_a_load(caplog):
@@ -1006,17 +1044,6 @@ def test_after_the_last_lease_and_a_trim_nothing_is_left(no_collector):
         assert used(pool) == 0
 
 
-def in_child(check):
-    """Whether `check` raises nothing in a forked child."""
-    process = multiprocessing.get_context("fork").Process(target=check)
-    process.start()
-    process.join(WATCHDOG)
-    hangs = process.is_alive()
-    process.kill()
-    assert not hangs
-    return process.exitcode == 0
-
-
 @pytest.mark.process
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 class TestForkedChild:
@@ -1073,6 +1100,19 @@ class TestForkedChild:
 
         assert in_child(child)
         gate.open()
+        loading()
+
+    def test_reads_though_its_parent_was_reading_as_much_as_it_may_at_once(self):
+        pool, gates = ModelPool(), [Gate() for _ in range(4)]
+        parts = [
+            component(i, load=lambda gate=gate: gate.wait() or Weights("slow")) for i, gate in enumerate(gates)
+        ]
+        loading = in_thread(lambda: pool.lease("slow", model(*parts)))
+        for gate in gates:
+            gate.wait_until_reached()
+        assert in_child(lambda: pool.lease("new", model(component("a"))))
+        for gate in gates:
+            gate.open()
         loading()
 
     def test_accounts_for_what_was_dropped_while_in_use(self):

@@ -95,6 +95,42 @@ class TestFiles:
         with pytest.raises(PictureWriteError, match=r"The map .* would be written over .*, which holds"):
             write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
 
+    @pytest.mark.parametrize(
+        ("result", "beside"),
+        [
+            (Result(masks=MASK[None]), []),
+            (Result(masks=np.stack([MASK, MASK])), ["a.0.mask.png", "a.1.mask.png"]),
+            (Result(maps={"depth": MASK, "sharp": MASK}), ["a.sharp.png"]),
+            (Result(masks=MASK[None], maps={"depth": MASK}), ["a.depth.png"]),
+        ],
+        ids=["a mask", "masks", "maps", "a mask and a map"],
+    )
+    def test_what_stands_for_a_result_without_image_is_not_written_again(self, result, beside, tmp_path):
+        files = write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
+        assert [file.name for file in files] == ["a.png", *beside]
+        assert sorted(files) == sorted(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("values", "shown"),
+        [
+            ([2.0, 4.0, 3.0, np.nan, np.inf, -np.inf], [0, 65535, 32768, 0, 65535, 0]),
+            ([3.0, 3.0], [0, 0]),
+            ([np.nan, np.nan], [0, 0]),
+        ],
+        ids=["some that are none", "one", "none"],
+    )
+    def test_numbers_of_a_map_are_spread_from_black_to_white(self, values, shown, tmp_path):
+        result = Result(maps={"depth": np.array([values], np.float32)})
+        write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / "a.png", quality=90)
+        assert np.asarray(PIL.Image.open(tmp_path / "a.png")).tolist() == [shown]
+
+    @pytest.mark.parametrize("name", ["a.npy", "a.png"])
+    def test_an_array_that_can_not_be_written_leaves_nothing_half_done(self, name, tmp_path):
+        result = Result(image=IMAGE if name == "a.png" else None, maps={"depth": np.array([[object()]])})
+        with pytest.raises(PictureWriteError):
+            write_result(result, Picture(PIL.Image.fromarray(IMAGE)), tmp_path / name, quality=90)
+        assert not [*tmp_path.glob("*.npy")]
+
     @pytest.mark.parametrize("name", ["../a", "..", "/a", "a\\b", "a\0b", ""])
     def test_a_map_stays_beside_the_image_whatever_its_name(self, name, tmp_path):
         (tmp_path / "out").mkdir()

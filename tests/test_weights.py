@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import Red, make_plugin
 from pools import together, until
-from servers import busy, cut, other_bytes, redirect, says_it_has, stall, without_ranges
+from servers import busy, cut, other_bytes, redirect, says_it_has, stall, whole, without_ranges
 
 from iopaint_core import (
     DownloadError,
@@ -259,10 +259,24 @@ class TestFetched:
         assert got(store, one).read_bytes() == CONTENT
         assert leftovers(store) == []
 
-    def test_what_has_come_is_not_fetched_again(self, store, one, server):
-        server.script["/big-lama.pt"] = [cut(600_000)]
+    @pytest.mark.parametrize(
+        "script",
+        [
+            [cut(600_000)],
+            [cut(600_000, sent='W/"{}"')],
+            [lambda *asked: whole(*asked, content=CONTENT[::-1], upto=1000), cut(600_000, sent="")],
+        ],
+        ids=["strong ETag", "weak ETag", "ETag of another file"],
+    )
+    def test_what_has_come_is_not_fetched_again(self, tmp_path, one, server, script):
+        came = []
+        store = WeightStore(
+            tmp_path, pause=lambda seconds: None, progress=lambda file, done, total: came.append(done)
+        )
+        server.script["/big-lama.pt"] = script
         store.get(one)
-        assert server.requests == [("/big-lama.pt", None), ("/big-lama.pt", "bytes=600000-")]
+        assert server.requests[-1] == ("/big-lama.pt", "bytes=600000-")
+        assert came == sorted(came)
 
     def test_a_server_is_left_alone_as_long_as_it_asks(self, store, one, server, pauses):
         server.script["/big-lama.pt"] = [busy(429, retry_after=7), busy(503, "Wed, 21 Oct 2015 07:28:00 GMT")]
@@ -599,6 +613,12 @@ class TestKept:
         assert states == {"one.pt": "wrong", "common.pt": "whole"}
         assert {each.state.value for each in store.verify([other])} == {"missing", "whole"}
 
+    def test_another_model_may_declare_another_hash_of_a_file(self, store, one, server):
+        path = got(store, one)
+        other = model(WeightFile(url=one.weights[0].url, md5=MD5))
+        assert got(store, other) == got(store, one) == path
+        assert len(server.requests) == 1
+
     def test_remove_takes_only_what_no_other_model_uses(self, store, two):
         one, other = two
         for info in two:
@@ -607,6 +627,13 @@ class TestKept:
         assert store.missing(one) == one.weights[:1]
         assert store.missing(other) == ()
         assert [path.name for path in store.remove(other, [])] == ["common.pt", "two.pt"]
+
+    def test_remove_takes_what_has_come_of_a_file_too(self, store, one, server):
+        server.script["/big-lama.pt"] = [cut(1000)] + [busy(503)] * 9
+        with pytest.raises(DownloadError):
+            store.get(one)
+        assert [path.name for path in store.remove(one, [])] == ["big-lama.pt.part"]
+        assert store.verify([one])[0].state.value == "missing"
 
     def test_remove_leaves_other_programs_files(self, store, two, tmp_path):
         folder = tmp_path / "home/.cache/torch/hub/checkpoints"
