@@ -163,6 +163,7 @@ class ModelManager:
         self._slots = DeviceSlots(self._concurrency)
 
     def __enter__(self) -> ModelManager:
+        self._raise_if_closed()
         return self
 
     def __exit__(

@@ -208,7 +208,7 @@ class PluginManager:
             implementations = self._pluggy.hook.iopaint_available_models.get_hookimpls()
             asked = [(self._plugins[impl.plugin_name], impl) for impl in implementations]
         seconds = self._timeout()
-        with Watch() as watch, process_state_kept():
+        with Watch() as watch, process_state_kept(seeds=False):
             for info, implementation in sorted(asked, key=lambda pair: _origin(pair[0])):
                 what = f"the plugin {info.qualified_name}, asked for its models,"
                 try:

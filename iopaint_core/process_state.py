@@ -34,15 +34,16 @@ _GENERATORS = {
 
 
 @contextlib.contextmanager
-def process_state_kept() -> Iterator[None]:
-    """Undo, at the end, what the code inside changes for everyone in this process.
+def process_state_kept(*, seeds: bool = True) -> Iterator[None]:
+    """Undo, at the end, what the code inside changes for everyone in this process, or what others change meanwhile.
 
     Kept are the working directory, the environment, `sys.path`, standard streams, exception hooks, warning
     filters, signal handlers (in the main thread), the configuration of the root logger, the locale, the limits of
-    recursion and of sockets, garbage collection, the generators of random numbers, and the defaults of torch.
+    recursion and of sockets, garbage collection, the defaults of torch, and with `seeds` the generators of random
+    numbers: others that draw from them meanwhile draw the same again.
     """
     undo = [*_attributes(), *_lists(), *_encodings(), _directory(), _environment(), _signals(), _locale()]
-    undo += [_limits(), _random(), _torch()]
+    undo += [_limits(), _torch(), *([_random()] if seeds else [])]
     try:
         yield
     finally:
