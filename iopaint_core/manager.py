@@ -33,7 +33,7 @@ from iopaint_core.forecast import Forecast, forecast
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.host_models import HostModels
 from iopaint_core.identity import IdentityIndex
-from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, model_class, model_errors
+from iopaint_core.models import ImageModel, InpaintModel, MaskModel, Model, model_class, model_errors, model_name
 from iopaint_core.options import NO_OPTIONS, LoadOptions
 from iopaint_core.parameters import Parameters
 from iopaint_core.plugins import PluginManager
@@ -723,8 +723,7 @@ def _fault_of(model: Model) -> str:
 
 def _raise_if_faulty(model: Model) -> None:
     if fault := _fault_of(model):
-        name = type(model).__name__ if model.info is None else model.info.qualified_name
-        raise ModelError(f"{name}: {fault}", "Report it to the author of the plugin")
+        raise ModelError(f"{model_name(model)}: {fault}", "Report it to the author of the plugin")
 
 
 def _measured(model: Model) -> int:

@@ -209,7 +209,9 @@ class InpaintModel(Model, ABC, Generic[InpaintT]):
         parsed: InpaintT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
         check_image(image)
         if mask is None:
-            raise InputError(f"{_name(self)} takes a mask, and none was given", "Pass one: 255 where to repaint")
+            raise InputError(
+                f"{model_name(self)} takes a mask, and none was given", "Pass one: 255 where to repaint"
+            )
         check_mask(mask, image)
         covered = imaging.binarize(mask)
         if mask.any() and not covered.any():
@@ -339,7 +341,7 @@ class ImageModel(Model, ABC, Generic[ImageT]):
         parsed: ImageT = self.parameters_class.parse(parameters)  # type: ignore[assignment] # ModelInfo sees to it
         check_image(image)
         if mask is not None:
-            raise InputError(f"{_name(self)} takes no mask, and one was given", "Leave it out")
+            raise InputError(f"{model_name(self)} takes no mask, and one was given", "Leave it out")
         with (
             call_progress(progress),
             _bound(_preview, host_callback(preview)),
@@ -417,12 +419,12 @@ class MaskModel(Model, Generic[MaskT]):
         if mask is not None:
             check_mask(mask, image)
             if parsed.mask_input is not None:
-                raise InputError(f"{_name(self)} was given a mask and a mask_input", "Give one of them")
+                raise InputError(f"{model_name(self)} was given a mask and a mask_input", "Give one of them")
             parsed = dataclasses.replace(parsed, mask_input=mask)
         elif parsed.mask_input is not None:
             check_mask(parsed.mask_input, image, "mask_input")
         elif self.task.takes_mask:
-            raise InputError(f"{_name(self)} takes a mask, and none was given", "Pass one")
+            raise InputError(f"{model_name(self)} takes a mask, and none was given", "Pass one")
         for click in parsed.clicks:
             if click.x >= width or click.y >= height:
                 raise InputError(f"{click} is outside the image of {width} x {height}", "Click inside the image")
@@ -487,7 +489,7 @@ def model_errors(model: Model) -> Iterator[None]:
         _raise_if_cancelled()
         if raises_at_once():
             raise
-        log_failure(f"{_name(model)} failed", error)
+        log_failure(f"{model_name(model)} failed", error)
         raise _failed(model, error) from error
     _raise_if_cancelled()
 
@@ -506,7 +508,7 @@ def _failed(model: Model, error: BaseException) -> ModelError:
     else:
         author = type(model).__name__ if model.info is None else model.info.distribution
         remedy = f"Report it to the author of {author}"
-    return ModelError(f"{_name(model)} failed: {describe(error)}", remedy)
+    return ModelError(f"{model_name(model)} failed: {describe(error)}", remedy)
 
 
 def _pasted(whole: Image, box: imaging.Box, part: Image) -> Image:
@@ -642,12 +644,13 @@ def check_output(
 
 def _output_error(model: Model, found: str, expected: str, remedy: str = "") -> ModelOutputError:
     return ModelOutputError(
-        f"{_name(model)}: {type(model).__name__}.forward returned {found}, expected {expected}",
+        f"{model_name(model)}: {type(model).__name__}.forward returned {found}, expected {expected}",
         remedy or "Report it to the author of the plugin",
     )
 
 
-def _name(model: Model) -> str:
+def model_name(model: Model) -> str:
+    """Return the name of a model for errors: `plugin:name`, or its class's where no manager loaded it."""
     return type(model).__name__ if model.info is None else model.info.qualified_name
 
 

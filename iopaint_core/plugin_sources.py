@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import inspect
@@ -10,7 +9,7 @@ import re
 import sys
 import types
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from iopaint_core.errors import PluginError
 from iopaint_core.hookspecs import ANNOUNCE, BasePlugin
@@ -20,40 +19,54 @@ from iopaint_core.schema import HEAVY, PluginInfo
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from importlib_metadata import EntryPoint
+    from importlib_metadata import Distribution, EntryPoint
 
 ENTRY_POINT_GROUP = "iopaint"
 
 
-def entry_points() -> list[tuple[PluginInfo, EntryPoint]]:
+class InstalledPlugin(NamedTuple):
+    """A plugin that an installed package offers, before its import."""
+
+    info: PluginInfo
+    entry: EntryPoint
+    requirements: tuple[str, ...]
+    """`Requires-Dist` of its package."""
+
+    @property
+    def module(self) -> str:
+        """The module that its entry point imports."""
+        return self.entry.value.partition(":")[0].strip()
+
+    def load(self) -> object:
+        """Import what the entry point names, if the package is made for this core.
+
+        Raises `PluginError` before the import if it requires another core, and whatever the import raises.
+        """
+        check_requirements(self.info.distribution, self.info.version, self.requirements)
+        return _plugin_in(self.entry.load())
+
+
+def installed_plugins() -> list[InstalledPlugin]:
     """Find the plugins that installed packages offer; nothing is imported."""
     import importlib_metadata
 
-    return [(_plugin_info(entry), entry) for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)]
+    metadata = functools.cache(_metadata)  # a package's is parsed once: it may hold a long README
+    return [
+        InstalledPlugin(PluginInfo(entry.name, *metadata(entry.dist)[:2]), entry, metadata(entry.dist)[2])
+        for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
+    ]
 
 
-def _plugin_info(entry: EntryPoint) -> PluginInfo:
-    """A distribution with broken metadata has no name or version; its plugins are found all the same."""
+def _metadata(distribution: Distribution | None) -> tuple[str, str, tuple[str, ...]]:
+    """Name, version and requirements; where they are broken, its plugins are found all the same."""
     try:
-        metadata = entry.dist.metadata if entry.dist else None
+        metadata = distribution.metadata if distribution else None
     except FileNotFoundError:  # importlib-metadata's MetadataNotFound, which its oldest versions lack
         metadata = None
     if metadata is None:
-        return PluginInfo(entry.name, "unknown", version="")
-    return PluginInfo(entry.name, metadata.get("Name") or "unknown", metadata.get("Version") or "")
-
-
-def load_entry_point(entry: EntryPoint) -> object:
-    """Import what an entry point names, if its package is made for this core.
-
-    Raises `PluginError` before the import if it requires another core, and whatever the import raises.
-    """
-    if entry.dist is not None:
-        with contextlib.suppress(FileNotFoundError):  # see `_plugin_info`
-            metadata = entry.dist.metadata
-            name, version = metadata.get("Name") or "unknown", metadata.get("Version") or ""
-            check_requirements(name, version, metadata.get_all("Requires-Dist") or ())
-    return _plugin_in(entry.load())
+        return "unknown", "", ()
+    name, version = metadata.get("Name") or "unknown", metadata.get("Version") or ""
+    return name, version, tuple(metadata.get_all("Requires-Dist") or ())
 
 
 def import_file(path: Path) -> object:
@@ -91,11 +104,6 @@ def _plugin_in(found: object) -> object:
         and (value.__module__ == own or value.__module__.startswith(f"{own}."))
     }
     return classes.pop() if len(classes) == 1 else found
-
-
-def module_of(entry: EntryPoint) -> str:
-    """Return the module that an entry point imports."""
-    return entry.value.partition(":")[0].strip()
 
 
 def heavy_imports(before: set[str], info: PluginInfo) -> tuple[str, ...]:

@@ -34,14 +34,7 @@ from iopaint_core.errors import (
     did_you_mean,
 )
 from iopaint_core.hookspecs import ANNOUNCE, HOOKS, BasePlugin
-from iopaint_core.plugin_sources import (
-    entry_points,
-    heavy_imports,
-    import_file,
-    load_entry_point,
-    module_of,
-    normalise,
-)
+from iopaint_core.plugin_sources import InstalledPlugin, heavy_imports, import_file, installed_plugins, normalise
 from iopaint_core.process_state import process_state_kept
 from iopaint_core.reloading import drop_bytecode_of, import_anew
 from iopaint_core.remedies import load_remedy, remedy_for
@@ -53,8 +46,6 @@ from iopaint_core.version import __version__
 from iopaint_core.wrappers import WrapperError, run_wrapped
 
 if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
-
     from iopaint_core.schema import LoadContext, ModelInfo, Task
 
 _logger = logging.getLogger(__name__)
@@ -80,7 +71,7 @@ class PluginManager:
         self._pluggy = pluggy.PluginManager("iopaint")
         self._pluggy.add_hookspecs(hookspecs)
         self._plugins: dict[str, PluginInfo] = {}
-        self._sources: dict[str, EntryPoint | Path] = {}
+        self._sources: dict[str, InstalledPlugin | Path] = {}
         """Where the code of a plugin is imported from, unless the host registered it."""
         self._code: dict[str, PluginCode] = {}
         self._problems: list[Problem] = []
@@ -113,16 +104,17 @@ class PluginManager:
         """Find, import and register the plugins that installed packages offer as entry points."""
         _refuse_within_plugins()
         with self._discovery, Watch() as watch:
-            entries = entry_points()
-            self._check_lists([info for info, _ in entries])
-            for info, entry in sorted(entries, key=lambda pair: _origin(pair[0])):
+            installed = installed_plugins()
+            self._check_lists([plugin.info for plugin in installed])
+            for plugin in sorted(installed, key=lambda plugin: _origin(plugin.info)):
+                info = plugin.info
                 if info.qualified_name in self._plugins:
                     continue
-                self._sources[info.qualified_name] = entry
+                self._sources[info.qualified_name] = plugin
                 if not self._permits(info):
                     self._plugins[info.qualified_name] = replace(info, status=PluginStatus.DISABLED)
                     continue
-                self._admit(functools.partial(load_entry_point, entry), info, watch)
+                self._admit(plugin.load, info, watch)
 
     def discover_folder(self, folder: Path) -> None:
         """Import each `*.py` of a folder as a plugin, except those whose names begin with `_`.
@@ -244,7 +236,7 @@ class PluginManager:
 
         for wrapper in filter(_is_wrapper, implementations):  # the innermost first
             failed = functools.partial(self._note_wrapper, wrapper.plugin_name, info)
-            load = functools.partial(run_wrapped, wrapper, arguments, load, kind, failed)
+            load = functools.partial(run_wrapped, wrapper, arguments, load, kind, failed, self._timeout())
         try:
             return load()
         except (KeyboardInterrupt, MemoryError, PoolError):
@@ -316,14 +308,12 @@ class PluginManager:
 
     def _installed(self, info: PluginInfo) -> tuple[PluginInfo, Callable[[], object]]:
         """The plugin as its package is installed now, and what imports it anew."""
-        for found, entry in entry_points():
-            if found.qualified_name == info.qualified_name:
-                sources = self._sources | {info.qualified_name: entry}
-                modules = {name: module_of(each) for name, each in sources.items() if not isinstance(each, Path)}
-                own = modules.pop(info.qualified_name)
-                self._sources = sources
-                load = functools.partial(load_entry_point, entry)
-                return found, functools.partial(import_anew, own, modules.values(), load)
+        for plugin in installed_plugins():
+            if plugin.info.qualified_name == info.qualified_name:
+                self._sources[info.qualified_name] = plugin
+                sources = [source for source in self._sources.values() if not isinstance(source, Path)]
+                others = [source.module for source in sources if source is not plugin]
+                return plugin.info, functools.partial(import_anew, plugin.module, others, plugin.load)
 
         def missing() -> object:
             raise PluginError(

@@ -48,22 +48,24 @@ def process_state_kept(*, seeds: bool = True) -> Iterator[None]:
         yield
     finally:
         for restore in undo:
-            with contextlib.suppress(OSError, ValueError):  # a folder that is gone, for example
+            with contextlib.suppress(Exception):  # a folder that is gone, for example; the others are restored
                 restore()
 
 
 def _attributes() -> Iterator[Callable[[], None]]:
     root = logging.getLogger()
-    for owner, name in (
-        *((sys, name) for name in ("stdin", "stdout", "stderr", "excepthook", "unraisablehook", "displayhook")),
-        (threading, "excepthook"),
-        (warnings, "showwarning"),
-        (warnings, "formatwarning"),
-        *((root, name) for name in ("level", "disabled")),
-        (logging.root.manager, "disable"),
-        (logging, "raiseExceptions"),
+    for owner, names in (
+        (sys, ("stdin", "stdout", "stderr", "excepthook", "unraisablehook", "displayhook")),
+        (sys, ("argv", "path", "meta_path", "path_hooks")),
+        (os, ("environ",)),
+        (threading, ("excepthook",)),
+        (warnings, ("filters", "showwarning", "formatwarning")),
+        (root, ("level", "disabled", "handlers", "filters")),
+        (root.manager, ("disable",)),
+        (logging, ("raiseExceptions",)),
     ):
-        yield _attribute(owner, name, getattr(owner, name))
+        for name in names:
+            yield _attribute(owner, name, getattr(owner, name))
 
 
 def _attribute(owner: Any, name: str, value: object) -> Callable[[], None]:  # noqa: ANN401 - any
@@ -76,7 +78,7 @@ def _attribute(owner: Any, name: str, value: object) -> Callable[[], None]:  # n
 
 def _lists() -> Iterator[Callable[[], None]]:
     root = logging.getLogger()
-    lists: list[list[Any]] = [sys.path, sys.meta_path, sys.path_hooks, root.handlers, root.filters]
+    lists: list[list[Any]] = [sys.argv, sys.path, sys.meta_path, sys.path_hooks, root.handlers, root.filters]
     lists.append(warnings.filters)  # type: ignore[arg-type] # it is a list, and typed as a sequence
     for each in lists:
         yield _list(each)
@@ -86,7 +88,7 @@ def _list(values: list[Any]) -> Callable[[], None]:
     before = values.copy()
 
     def restore() -> None:
-        if values != before:
+        if [*map(id, values)] != [*map(id, before)]:  # by identity: what a plugin put there may compare as it likes
             values[:] = before
             if values is warnings.filters:
                 warnings._filters_mutated()  # type: ignore[attr-defined] # as `catch_warnings` does
@@ -118,7 +120,7 @@ def _directory() -> Callable[[], None]:
 def _environment() -> Callable[[], None]:
     before = dict(os.environ)
 
-    def restore() -> None:
+    def restore() -> None:  # after `os.environ` is the same object again
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         for name, value in before.items():

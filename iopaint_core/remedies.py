@@ -9,12 +9,11 @@ from iopaint_core.errors import ContractError, IOPaintError
 from iopaint_core.values import plain
 
 if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
-
+    from iopaint_core.plugin_sources import InstalledPlugin
     from iopaint_core.schema import ModelInfo, PluginInfo
 
 
-def remedy_for(info: PluginInfo, source: EntryPoint | Path | None, error: BaseException) -> str:
+def remedy_for(info: PluginInfo, source: InstalledPlugin | Path | None, error: BaseException) -> str:
     """Return what to do about a plugin that failed.
 
     It is for the author of a single file or of a host's plugin, and for the user of a package, with a word for its

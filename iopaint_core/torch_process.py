@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iopaint_core.forking import renew_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -43,58 +43,35 @@ def reclaim(device: str) -> None:
         backend.empty_cache()
 
 
-def torch_defaults() -> dict[str, Any]:
-    """Return torch's settings for the whole process, by the names of `_SETTINGS`; none if it is not imported."""
+_SETTINGS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    ("get_default_dtype", "set_default_dtype", lambda torch: torch.float32),
+    ("get_default_device", "set_default_device", lambda torch: torch.device("cpu")),
+    ("is_grad_enabled", "set_grad_enabled", lambda _: True),
+    ("are_deterministic_algorithms_enabled", "use_deterministic_algorithms", lambda _: False),
+    ("get_float32_matmul_precision", "set_float32_matmul_precision", lambda _: "highest"),
+)
+"""The functions of torch that read and write a setting of the whole process, and what gives its own default."""
+
+
+def torch_defaults() -> list[Any]:
+    """Return torch's settings for the whole process; none if it is not imported."""
     torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "get_default_dtype"):
-        return {}
-    return {name: get(torch) for name, (get, _, _) in _SETTINGS.items()}
+    if torch is None or not hasattr(torch, "get_default_dtype"):  # its import may have only begun
+        return []
+    return [torch.get_num_threads(), *(getattr(torch, read)() for read, _, _ in _SETTINGS)]
 
 
-def restore_torch_defaults(before: Mapping[str, Any]) -> None:
+def restore_torch_defaults(before: list[Any]) -> None:
     """Set what `torch_defaults` returned, or torch's own defaults where it was not imported then."""
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "get_default_dtype"):
         return
-    for name, (get, put, own) in _SETTINGS.items():
-        value = before[name] if before else own(torch)
-        if value is not None and get(torch) != value:
-            put(torch, value)
-
-
-_SETTINGS: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any, Any], object], Callable[[Any], Any]]] = {
-    "dtype": (
-        lambda torch: torch.get_default_dtype(),
-        lambda torch, value: torch.set_default_dtype(value),
-        lambda torch: torch.float32,
-    ),
-    "grad": (
-        lambda torch: torch.is_grad_enabled(),
-        lambda torch, value: torch.set_grad_enabled(value),
-        lambda torch: True,  # noqa: ARG005 - the same for all
-    ),
-    "device": (
-        lambda torch: torch.get_default_device(),
-        lambda torch, value: torch.set_default_device(value),
-        lambda torch: torch.device("cpu"),
-    ),
-    "deterministic": (
-        lambda torch: torch.are_deterministic_algorithms_enabled(),
-        lambda torch, value: torch.use_deterministic_algorithms(value),
-        lambda torch: False,  # noqa: ARG005 - the same for all
-    ),
-    "precision": (
-        lambda torch: torch.get_float32_matmul_precision(),
-        lambda torch, value: torch.set_float32_matmul_precision(value),
-        lambda torch: "highest",  # noqa: ARG005 - the same for all
-    ),
-    "threads": (
-        lambda torch: torch.get_num_threads(),
-        lambda torch, value: torch.set_num_threads(value),
-        lambda torch: None,  # noqa: ARG005 - as the machine has cores
-    ),
-}
-"""What reads a setting of torch, what writes it, and torch's own default."""
+    threads, *settings = before or [torch.get_num_threads(), *(own(torch) for _, _, own in _SETTINGS)]
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    for (read, write, _), value in zip(_SETTINGS, settings, strict=True):
+        if getattr(torch, read)() != value:
+            getattr(torch, write)(value)
 
 
 class _ProcessDefaults:

@@ -9,7 +9,7 @@ import pluggy
 
 from iopaint_core.errors import ContractError
 from iopaint_core.schema import describe
-from iopaint_core.time_limits import plugin_timeout, within
+from iopaint_core.time_limits import within
 from iopaint_core.values import is_a, shown
 
 if TYPE_CHECKING:
@@ -51,15 +51,16 @@ def run_wrapped(
     load: Callable[[], object],
     kind: type,
     failed: Callable[[WrapperError], None],
+    seconds: float | None,
 ) -> object:
     """Return the model of `load` as one wrapper, pluggy's of either style, returns it.
 
-    A wrapper that raises something else than the load did, yields twice or never, or returns no `kind`, is told to
-    `failed`, and the outcome of the load is what it was without it.
+    A wrapper that raises something else than the load did, yields twice or never, takes more than `seconds` before
+    or after its yield, or returns no `kind`, is told to `failed`; the load ends as it would without it.
     """
     inner = _Load(load)
     try:
-        given = _drive(wrapper, arguments, inner)
+        given = _drive(wrapper, arguments, inner, seconds)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - a wrapper may raise anything
@@ -78,9 +79,10 @@ def run_wrapped(
     return given
 
 
-def _drive(wrapper: pluggy.HookImpl, arguments: Mapping[str, object], inner: _Load) -> object:
+def _drive(
+    wrapper: pluggy.HookImpl, arguments: Mapping[str, object], inner: _Load, seconds: float | None
+) -> object:
     """Run a wrapper to its end, with the load where it yields; what it returns."""
-    seconds = plugin_timeout()
     what = f"the wrapper of {wrapper.plugin_name}"
     values = [arguments[name] for name in wrapper.argnames]
     generator = within(seconds, what, lambda: wrapper.function(*values))

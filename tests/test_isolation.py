@@ -280,6 +280,19 @@ class TestWrappers:
         finally:
             never.set()
 
+    def test_a_limit_that_is_none_is_no_fault_of_theirs(self, monkeypatch):
+        monkeypatch.setenv("IOPAINT_PLUGIN_TIMEOUT", "soon")
+
+        def counting(info):
+            model = yield
+            model.counted = True
+            return model
+
+        manager = host(wrapping(counting))
+        with manager.load("red") as model:
+            assert model.counted
+        assert [problem.plugin for problem in manager.scan().problems] == ["IOPAINT_PLUGIN_TIMEOUT"]
+
     def test_a_debugger_gets_what_it_raises(self, monkeypatch):
         monkeypatch.setenv("IOPAINT_RAISE", "1")
         with pytest.raises(ValueError, match="after"):
@@ -402,6 +415,9 @@ class TestTime:
 
 CHANGES = """
 import gc, locale, logging, os, random, signal, socket, sys, threading, warnings
+class Lies(str):
+    def __eq__(self, other): raise SystemExit("not today")
+    __hash__ = str.__hash__
 def change():
     os.chdir("/")
     os.environ["HOSTILE"] = "1"
@@ -413,7 +429,9 @@ def change():
     signal.signal(signal.SIGTERM, lambda *_: None)
     logging.basicConfig(level=1, force=True)
     logging.disable(logging.CRITICAL)
-    sys.path[:] = ["/nowhere"]
+    sys.path[:] = [Lies("/nowhere")]
+    sys.path, sys.argv, os.environ = ["/elsewhere"], [], {}
+    logging.root.handlers, warnings.filters = [], []
     sys.meta_path.reverse()
     if hasattr(sys.__stderr__, "reconfigure"):
         sys.__stderr__.reconfigure(encoding="utf-16", errors="strict")
@@ -434,7 +452,9 @@ def state():
         "showwarning": warnings.showwarning,
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "logging": (logging.root.level, list(logging.root.handlers), logging.root.manager.disable),
+        "objects": [id(each) for each in (sys.path, sys.argv, os.environ, logging.root.handlers, warnings.filters)],
         "path": list(sys.path),
+        "arguments": list(sys.argv),
         "finders": list(sys.meta_path),
         "streams": (sys.stdout, sys.stderr, sys.stdin),
         "hooks": (sys.excepthook, threading.excepthook),
