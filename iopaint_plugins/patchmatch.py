@@ -7,6 +7,7 @@ Structural Image Editing", SIGGRAPH 2009; run by PyPatchMatch.
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,16 @@ _lock = threading.Lock()
 a call begins: calls of two models, or of two managers, would take each other's."""
 
 
+def _renew_lock() -> None:
+    """Make the lock anew in a forked child, which lacks the thread that held it."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 @dataclass(frozen=True)
 class PatchMatchParameters(InpaintParameters):
     """How `patchmatch` fills a hole with patches from elsewhere in the picture."""
@@ -69,15 +80,15 @@ class PatchMatch(InpaintModel[PatchMatchParameters]):
         hole = mask > 0
         known = np.maximum(image, 1)  # so that black is what the library leaves where it finds no patch
         size = parameters.patch_size
-        with _lock:
-            while size and not hole.all():
-                report_progress(0, 1)  # a call that is cancelled ends here: the library's work can't be interrupted
+        while size and not hole.all():
+            report_progress(0, 1)  # a call that is cancelled ends here: the library's work can't be interrupted
+            with _lock:
                 patchmatch.set_random_seed(parameters.seed)
                 filled = patchmatch.inpaint(known, mask, patch_size=size)
-                if filled[hole].any(axis=1).all():
-                    image[hole] = filled[hole]
-                    return image
-                size //= 2
+            if filled[hole].any(axis=1).all():
+                image[hole] = filled[hole]
+                return image
+            size //= 2
         raise InputError(
             "patchmatch fills a hole with what surrounds it, and this mask leaves too little around it",
             "Mask less of the picture, or raise hd_strategy_crop_margin",
