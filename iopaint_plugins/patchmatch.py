@@ -70,29 +70,38 @@ class PatchMatchParameters(InpaintParameters):
 class PatchMatch(InpaintModel[PatchMatchParameters]):
     """Fills a hole with patches from elsewhere in the picture; `PatchMatchParameters` say how."""
 
+    min_size = 32  # the largest patch fits
+
     def forward(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], parameters: PatchMatchParameters
     ) -> NDArray[np.uint8]:
         """Raise `InputError` where the mask leaves too little to fill the hole with."""
-        import numpy as np
-        import patchmatch
-
         hole = mask > 0
-        known = np.maximum(image, 1)  # so that black is what the library leaves where it finds no patch
-        size = parameters.patch_size
-        while size and not hole.all():
-            report_progress(0, 1)  # a call that is cancelled ends here: the library's work can't be interrupted
-            with _lock:
-                patchmatch.set_random_seed(parameters.seed)
-                filled = patchmatch.inpaint(known, mask, patch_size=size)
-            if filled[hole].any(axis=1).all():
-                image[hole] = filled[hole]
-                return image
+        size = 0 if hole.all() else parameters.patch_size
+        while size:
+            painted = _paint(image, mask, size, parameters.seed)
+            black = ~painted[hole].any(axis=1)
+            # The library leaves black what it finds no patch for: in the negative, too, where other black is white.
+            if (
+                not black.any()
+                or not (black & ~_paint(~image, mask, size, parameters.seed)[hole].any(axis=1)).any()
+            ):
+                return painted
             size //= 2
         raise InputError(
             "patchmatch fills a hole with what surrounds it, and this mask leaves too little around it",
             "Mask less of the picture, or raise hd_strategy_crop_margin",
         )
+
+
+def _paint(image: NDArray[np.uint8], mask: NDArray[np.uint8], patch_size: int, seed: int) -> NDArray[np.uint8]:
+    """Run the library, which can't be interrupted: a call that is cancelled ends before."""
+    import patchmatch
+
+    report_progress(0, 1)
+    with _lock:
+        patchmatch.set_random_seed(seed)
+        return patchmatch.inpaint(image, mask, patch_size=patch_size)
 
 
 @hookimpl
