@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -80,16 +81,28 @@ class TestWhatItPaints:
         assert np.array_equal(erase(PHOTO), before)
         assert (random.getstate(), np.random.get_state()[1].tolist()) == states
 
-    def test_calls_of_several_managers_keep_their_seeds(self):
-        seeds = [1, 2, 3, 4] * 3
+    def test_calls_of_several_managers_keep_their_seeds(self, monkeypatch):
+        seeds, working, together = [1, 2, 3, 4] * 3, set(), []
+        inpaint = patchmatch.inpaint
+
+        def watched(*arguments, **options):
+            working.add(threading.get_ident())
+            together.append(len(working))
+            try:
+                return inpaint(*arguments, **options)
+            finally:
+                working.remove(threading.get_ident())
+
         with ModelManager() as one, ModelManager() as other, ThreadPoolExecutor(4) as threads:
-            together = threads.map(
-                lambda job: job[0].inpaint("patchmatch", PHOTO, HOLE, {"seed": job[1]}).tobytes(),
-                [([one, other][number % 2], seed) for number, seed in enumerate(seeds)],
-            )
             alone = {seed: one.inpaint("patchmatch", PHOTO, HOLE, {"seed": seed}).tobytes() for seed in seeds[:4]}
-            assert list(together) == [alone[seed] for seed in seeds]
-            assert len(set(alone.values())) == 4
+            monkeypatch.setattr(patchmatch, "inpaint", watched)
+            results = threads.map(
+                lambda job: job[0].inpaint("patchmatch", PHOTO, HOLE, {"seed": job[1]}).tobytes(),
+                [([one, other][number // 2 % 2], seed) for number, seed in enumerate(seeds)],
+            )
+            assert list(results) == [alone[seed] for seed in seeds]
+        assert len(set(alone.values())) == 4
+        assert max(together) == 1
 
     def test_it_reads_what_it_declares(self, models, reads):
         read = reads(PatchMatchParameters)
@@ -118,7 +131,8 @@ class TestOddInput:
         assert (painted == 70).all()
 
     @pytest.mark.parametrize("size", [(1, 1), (40, 60)])
-    def test_a_full_mask_is_an_error_that_says_why(self, erase, size):
+    def test_a_full_mask_is_an_error_that_says_why_at_once(self, erase, size, monkeypatch):
+        monkeypatch.setattr(patchmatch, "inpaint", None)
         with pytest.raises(InputError, match="leaves too little around it"):
             erase(photograph(*size), np.full(size, 255, np.uint8))
 
