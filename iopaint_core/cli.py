@@ -273,7 +273,9 @@ def _options(field: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mappin
 
 
 @main.command()
-@click.option("--model", help="Name of the model, as `list` shows it, or plugin:name.  [default: cv2]")
+@click.option(
+    "--model", help="Name of the model, as `list` shows it, or plugin:name.  [default: patchmatch, else cv2]"
+)
 @click.option(
     "--chain",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -376,8 +378,9 @@ def run(
                 "--chain names models and their parameters itself: leave out --model, --config, -p, "
                 "--weights and -o."
             )
-        name = model or "cv2"
-        info = find_model(name, scan(plugins).models) if weights or load_options else None
+        announced = scan(plugins).models if weights or load_options or not (model or chain) else ()
+        name = model or _default_eraser(announced)
+        info = find_model(name, announced) if weights or load_options else None
         with ModelManager(
             plugins,
             context=context,
@@ -403,6 +406,16 @@ def run(
     click.echo(", ".join(f"{counts[status]} {status}" for status in counts), err=True)
     if counts[batch.Status.FAILED.value]:
         sys.exit(1)
+
+
+def _default_eraser(models: Sequence[ModelInfo]) -> str:
+    """Return the name of the model that `run` takes where none is given."""
+    unavailable = [info.unavailable for info in models if info.name == "patchmatch"]
+    if "" in unavailable:
+        return "patchmatch"
+    for reason in unavailable:
+        click.echo(f"Using cv2. patchmatch, which erases better, can't be used yet: {reason}", err=True)
+    return "cv2"
 
 
 def _outcome(outcome: Outcome) -> dict[str, object]:

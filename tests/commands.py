@@ -13,7 +13,7 @@ _SERVER = """
 import email.policy, email.parser, gc, json, os, random, socket, sys, tempfile, zipfile
 import cv2, filelock, httpx, importlib_metadata, numpy, PIL.Image, platformdirs.unix, pydantic
 import iopaint_core.batch, iopaint_core.manager
-import iopaint_plugins.diffusion, iopaint_plugins.lama, iopaint_plugins.opencv
+import iopaint_plugins.diffusion, iopaint_plugins.lama, iopaint_plugins.opencv, iopaint_plugins.patchmatch
 from iopaint_core import cli
 
 PIL.Image.preinit()

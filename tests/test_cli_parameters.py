@@ -162,7 +162,8 @@ class TestRun:
 
     def test_a_prompt_of_the_shell_reaches_opencv(self, folder):
         for name, more in (("plain", ()), ("telea", ("-p", "cv2_flag=INPAINT_TELEA", "-p", "cv2_radius=9"))):
-            done = command("run", "--image", PHOTO, "--mask", MASK, "--output", f"{name}.png", *more)
+            files = ("--image", PHOTO, "--mask", MASK, "--output", f"{name}.png")
+            done = command("run", "--model", "cv2", *files, *more)
             assert done.exit_code == 0, done.stderr
         plain, telea = (read_picture(folder / f"{name}.png").rgb for name in ("plain", "telea"))
         assert not np.array_equal(plain, telea)

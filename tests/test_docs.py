@@ -10,7 +10,7 @@ from commands import command
 from conftest import ROOT
 
 import iopaint_core
-from iopaint_plugins.opencv import CV2Parameters
+from iopaint_plugins.patchmatch import PatchMatchParameters
 
 README = (ROOT / "README.md").read_text()
 
@@ -31,12 +31,12 @@ def test_the_host_of_the_readme_is_the_example_and_runs(tmp_path):
     assert host == (ROOT / "examples" / "host.py").read_text()
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     done = subprocess.run([sys.executable, "-c", host], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "cv2" in done.stdout
+    assert "patchmatch" in done.stdout
     assert (tmp_path / "repaired.jpg").exists()
 
 
 def test_the_request_of_the_readme_is_valid():
-    assert CV2Parameters.parse(blocks(README, "json")[0]).cv2_radius == 6
+    assert PatchMatchParameters.parse(blocks(README, "json")[0]).patch_size == 3
 
 
 @pytest.mark.process
