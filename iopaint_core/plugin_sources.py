@@ -9,17 +9,19 @@ import re
 import sys
 import types
 from collections import Counter
+from email.parser import HeaderParser
 from typing import TYPE_CHECKING, NamedTuple
 
-from iopaint_core.errors import PluginError
+from iopaint_core.errors import ContractError, PluginError
 from iopaint_core.hookspecs import ANNOUNCE, BasePlugin
+from iopaint_core.remedies import UNKNOWN
 from iopaint_core.requirements import check_requirements
 from iopaint_core.schema import HEAVY, PluginInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from importlib_metadata import Distribution, EntryPoint
+    from importlib_metadata import EntryPoint, IDistribution
 
 ENTRY_POINT_GROUP = "iopaint"
 
@@ -28,45 +30,70 @@ class InstalledPlugin(NamedTuple):
     """A plugin that an installed package offers, before its import."""
 
     info: PluginInfo
-    entry: EntryPoint
-    requirements: tuple[str, ...]
+    entry: EntryPoint | PluginError
+    """What to import; or why that can't be read, and then the plugin is named as its package."""
+    requirements: tuple[str, ...] = ()
     """`Requires-Dist` of its package."""
 
     @property
     def module(self) -> str:
         """The module that its entry point imports."""
-        return self.entry.value.partition(":")[0].strip()
+        return "" if isinstance(self.entry, PluginError) else self.entry.value.partition(":")[0].strip()
 
     def load(self) -> object:
         """Import what the entry point names, if the package is made for this core.
 
         Raises `PluginError` before the import if it requires another core, and whatever the import raises.
         """
+        if isinstance(self.entry, PluginError):
+            raise self.entry
         check_requirements(self.info.distribution, self.info.version, self.requirements)
         return _plugin_in(self.entry.load())
 
 
 def installed_plugins() -> list[InstalledPlugin]:
-    """Find the plugins that installed packages offer; nothing is imported."""
+    """Find the plugins that installed packages offer; nothing is imported.
+
+    Of a package that is installed in several places, the one that Python imports counts.
+    """
     import importlib_metadata
 
-    metadata = functools.cache(_metadata)  # a package's is parsed once: it may hold a long README
-    return [
-        InstalledPlugin(PluginInfo(entry.name, *metadata(entry.dist)[:2]), entry, metadata(entry.dist)[2])
-        for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
-    ]
+    found: dict[object, list[InstalledPlugin]] = {}
+    for distribution in importlib_metadata.distributions():
+        plugins = _offered(distribution)
+        if plugins:
+            name = plugins[0].info.distribution
+            found.setdefault(distribution if name == UNKNOWN else normalise(name), plugins)
+    return [plugin for plugins in found.values() for plugin in plugins]
 
 
-def _metadata(distribution: Distribution | None) -> tuple[str, str, tuple[str, ...]]:
-    """Name, version and requirements; where they are broken, its plugins are found all the same."""
+def _offered(distribution: IDistribution) -> list[InstalledPlugin]:
+    """Return the plugins of one package."""
     try:
-        metadata = distribution.metadata if distribution else None
-    except FileNotFoundError:  # importlib-metadata's MetadataNotFound, which its oldest versions lack
-        metadata = None
-    if metadata is None:
-        return "unknown", "", ()
-    name, version = metadata.get("Name") or "unknown", metadata.get("Version") or ""
-    return name, version, tuple(metadata.get_all("Requires-Dist") or ())
+        if f"[{ENTRY_POINT_GROUP}]" not in (distribution.read_text("entry_points.txt") or ""):
+            return []
+        entries = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+    except Exception as error:  # noqa: BLE001 - its reader raises what comes, for a file that is no such file
+        name, version, _ = _metadata(distribution)
+        remedy = 'Write it as packaging.python.org, "Entry points specification", says'
+        fault = ContractError(f"its entry_points.txt can't be read: {type(error).__name__}: {error}", remedy)
+        return [InstalledPlugin(PluginInfo(name, name, version), fault)]
+    name, version, requirements = _metadata(distribution)
+    return [InstalledPlugin(PluginInfo(entry.name, name, version), entry, requirements) for entry in entries]
+
+
+def _metadata(distribution: IDistribution) -> tuple[str, str, tuple[str, ...]]:
+    """Return name, version and requirements, as far as they can be read.
+
+    Only the headers are parsed: `distribution.metadata` parses a long README too.
+    """
+    try:
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    headers = HeaderParser().parsestr(text)
+    requirements = headers.get_all("Requires-Dist") or ()
+    return headers.get("Name") or UNKNOWN, headers.get("Version") or "", tuple(requirements)
 
 
 def import_file(path: Path) -> object:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from iopaint_core.plugin_sources import InstalledPlugin
     from iopaint_core.schema import ModelInfo, PluginInfo
 
+UNKNOWN = "unknown"
+"""The name of a package whose metadata don't tell it."""
+
 
 def remedy_for(info: PluginInfo, source: InstalledPlugin | Path | None, error: BaseException) -> str:
     """Return what to do about a plugin that failed.
@@ -29,10 +32,11 @@ def remedy_for(info: PluginInfo, source: InstalledPlugin | Path | None, error: B
         return advice or f"Correct {source}: {shows}"
     if source is None:
         return advice or f"Correct the plugin that the host registers as {info.name}: {shows}"
-    user = f"Update the package: pip install -U {info.distribution}; or disable it with IOPAINT_DISABLE_PLUGINS"
+    known = info.distribution != UNKNOWN
+    update = f"Update the package: pip install -U {info.distribution}" if known else "Install its package again"
     if isinstance(error, ModuleNotFoundError):
         return f"{advice}, or the extra of {info.distribution} that brings it"
-    return f"{user}. Its author: {advice or shows}"
+    return f"{update}; or disable it with IOPAINT_DISABLE_PLUGINS. Its author: {advice or shows}"
 
 
 def load_remedy(error: BaseException, info: ModelInfo) -> str:

@@ -7,6 +7,7 @@ import locale
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -545,6 +546,64 @@ class TestTheProcess:
         return plugins
 
 
+class TestBrokenMetadata:
+    """Of a package that is installed beside an innocent one."""
+
+    @pytest.fixture
+    def broken(self, install):
+        def broken(file, content):
+            install("sound", GOOD.replace("NAME", "sound"), entry="sound")
+            site = install("broken", GOOD.replace("NAME", "shaky"), entry="shaky")
+            (site / "broken-1.0.dist-info" / file).write_bytes(content)
+            return scan()
+
+        return broken
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"[iopaint]\nshaky = broken\n; J\xf6rg\n", "UnicodeDecodeError"),
+            (b"[iopaint]\nshaky\n", "TypeError"),
+            (b"\xff\xfe", "UnicodeDecodeError"),
+        ],
+    )
+    def test_entry_points_that_cannot_be_read_are_a_problem_of_its_own(self, broken, content, reason):
+        report = broken("entry_points.txt", content)
+        told = str(problem_of(report, "broken"))
+        assert f"its entry_points.txt can't be read: {reason}" in told
+        assert "pip install -U broken" in told
+        assert "sound" in [info.name for info in report.models]
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"Author: J\xf6rg\nName: broken\n", b"\n\nName: broken\n", b"Name:\n"]
+    )
+    def test_its_plugins_work_without_a_name(self, broken, content):
+        report = broken("METADATA", content)
+        assert {"sound", "shaky"} <= {info.name for info in report.models}
+
+    def test_two_without_a_name_both_work(self, install):
+        for name in ("nameless_one", "nameless_two"):
+            site = install(name, GOOD.replace("NAME", name), entry=name)
+            (site / f"{name}-1.0.dist-info" / "METADATA").write_text("")
+        assert {"nameless_one", "nameless_two"} <= {info.name for info in scan().models}
+
+    def test_one_without_a_name_is_not_to_be_updated_by_it(self, install):
+        site = install("nameless", "raise RuntimeError", entry="shaky")
+        (site / "nameless-1.0.dist-info" / "METADATA").write_text("")
+        told = str(problem_of(scan(), "shaky"))
+        assert "Install its package again" in told
+        assert "-U unknown" not in told
+
+    def test_of_two_copies_the_first_on_the_path_counts(self, install, tmp_path, monkeypatch):
+        site = install("copied", GOOD.replace("NAME", "first"), entry="copied", version="2.0")
+        older = tmp_path / "older"
+        shutil.copytree(site, older)
+        (older / "copied-2.0.dist-info" / "METADATA").write_text("Name: Copied\nVersion: 1.0\n")
+        monkeypatch.syspath_prepend(str(older))
+        monkeypatch.syspath_prepend(str(site))
+        assert [info.version for info in scan().plugins if info.name == "copied"] == ["2.0"]
+
+
 class TestVersions:
     def requiring(self, install, *requirements, source="raise RuntimeError('imported')"):
         module = f"requires_{abs(hash(requirements))}"
@@ -560,6 +619,10 @@ class TestVersions:
         assert "pip install -U 'iopaint-core<100,>=99'" in told
         assert "pdate the package" not in told
 
+    @pytest.mark.parametrize("least", [f"{__version__}.1", "1000", "0.1.0.post1", "0.2a1", "1!0"])
+    def test_any_version_that_is_newer(self, install, least):
+        assert f"requires iopaint-core>={least}, and this is" in self.requiring(install, f"iopaint-core>={least}")
+
     def test_one_for_an_older_core(self, install):
         told = self.requiring(install, "iopaint-core<0.0.5")
         assert f"Install a version of from-elsewhere for iopaint-core {__version__}" in told
@@ -569,6 +632,8 @@ class TestVersions:
         [
             f"iopaint-core=={__version__}",
             "iopaint-core>=0",
+            f"iopaint-core >= {__version__}",
+            f"iopaint-core>={__version__}.0.0",
             "iopaint-core",
             "iopaint-core-extra>=99",
             "iopaint-core>=99; extra == 'next'",
