@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iopaint_core import InpaintModel, ModelInfo, ModelType, WeightFile, file_component, hookimpl, missing_packages
+from iopaint_core import InpaintModel, ModelInfo, ModelType, WeightFile, hookimpl, missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +96,8 @@ def iopaint_available_models() -> list[ModelInfo]:
 def iopaint_load_model(info: ModelInfo, context: LoadContext) -> LaMa:
     """Load the network, which has no state between calls, on the context's device; on Apple's, on the CPU."""
     from dataclasses import replace
+
+    from iopaint_core import file_component
 
     if context.device == "mps":  # its Fourier transforms do not run there
         context = replace(context, device="cpu")
