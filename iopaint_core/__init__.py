@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from iopaint_core.hub import hub_cache, hub_file, hub_folder
     from iopaint_core.identity import IdentityIndex
     from iopaint_core.imaging import Image, Mask
+    from iopaint_core.legacy import LegacyPlugin
     from iopaint_core.manager import ModelManager
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
     from iopaint_core.pool import Lease, ModelPool
@@ -127,6 +128,7 @@ _MODULES = {  # the imports above, for when the program runs
     "Held": "accounts",
     "LRU": "eviction",
     "Lease": "pool",
+    "LegacyPlugin": "legacy",
     "Ledger": "accounts",
     "ModelManager": "manager",
     "ModelPool": "pool",
@@ -181,6 +183,7 @@ __all__ = [
     "InputError",
     "Lease",
     "Ledger",
+    "LegacyPlugin",
     "LoadCancelledError",
     "LoadContext",
     "LoadOptions",

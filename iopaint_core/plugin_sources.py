@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from iopaint_core.errors import ContractError, PluginError
 from iopaint_core.hookspecs import ANNOUNCE, BasePlugin
-from iopaint_core.remedies import UNKNOWN
 from iopaint_core.requirements import check_requirements
-from iopaint_core.schema import HEAVY, PluginInfo
+from iopaint_core.schema import HEAVY, UNKNOWN, PluginInfo
 
 if TYPE_CHECKING:
     from pathlib import Path

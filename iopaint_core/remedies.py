@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iopaint_core.errors import ContractError, IOPaintError
+from iopaint_core.schema import UNKNOWN
 from iopaint_core.values import plain
 
 if TYPE_CHECKING:
     from iopaint_core.plugin_sources import InstalledPlugin
     from iopaint_core.schema import ModelInfo, PluginInfo
-
-UNKNOWN = "unknown"
-"""The name of a package whose metadata don't tell it."""
 
 
 def remedy_for(info: PluginInfo, source: InstalledPlugin | Path | None, error: BaseException) -> str:

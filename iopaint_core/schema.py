@@ -447,6 +447,8 @@ class LoadContext:
             raise InputError(f"{self.dtype!r} is no dtype for weights", f"Use None or one of: {', '.join(DTYPES)}")
 
 
+UNKNOWN = "unknown"
+"""The distribution of a plugin whose package's metadata don't name it."""
 HOST = "host"
 """The distribution of a plugin that a host brings along, unless it says another."""
 
