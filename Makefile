@@ -3,7 +3,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 export PYTHONDONTWRITEBYTECODE := # tests are compiled once, not by each worker each time
 
-.PHONY: demo test test-fast test-deep parity lint bench bench-calls bench-checkpoints bench-diffusion bench-pool wheel clean
+.PHONY: demo test test-fast test-deep parity lint bench bench-calls bench-checkpoints bench-diffusion bench-pool bench-quality wheel clean
 
 demo: .venv/base  ## Remove an object from a photograph.
 	@mkdir -p demo
@@ -46,6 +46,10 @@ bench-checkpoints:  ## Measure how checkpoints are told apart, in the environmen
 
 bench-diffusion:  ## Measure what a diffusion model's call takes around the pipeline's, in the environments of `make bench`.
 	$(PYTHON) benchmarks/diffusion.py
+
+bench-quality: .venv/dev  ## Measure how near erasers come to what a mask hid, on photographs.
+	$(BIN)/python -m pip install --quiet stlpips-pytorch torchsummary ipython scikit-image
+	$(BIN)/python benchmarks/quality.py
 
 bench-pool:  ## Measure the pool against other ways to hold models; half an hour, 9 GB of weights, the same environments.
 	$(PYTHON) benchmarks/pool.py --setup
