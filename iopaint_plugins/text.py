@@ -92,8 +92,7 @@ class Text(MaskModel[TextParameters]):
         import cv2
         import numpy as np
 
-        size = image.shape[:2]
-        scale = min(1.0, _LONGEST / max(size))
+        scale = min(1.0, _LONGEST / max(image.shape[:2]))
         views = [_scaled(image, scale), _scaled(image, scale / 2)]
         tiles = [(view, box) for view in range(2) for box in _tiles(*views[view].shape[:2])]
         found = [np.zeros(view.shape[:2], np.float32) for view in views]
@@ -102,7 +101,8 @@ class Text(MaskModel[TextParameters]):
             part = found[view][box.slices]
             np.maximum(part, self._look(views[view][box.slices]), out=part)
         height, width = found[0].shape
-        return _Seen(found[0], cv2.resize(found[1], (width, height)), size)
+        in_half = np.asarray(cv2.resize(found[1], (width, height)), np.float32)
+        return _Seen(found[0], in_half, (image.shape[0], image.shape[1]))
 
     def _look(self, image: NDArray[np.uint8]) -> Values:
         """Return the network's probabilities for an image of a size that it takes at once."""
