@@ -39,7 +39,7 @@ class Status(str, Enum):
 
     REPAIRED = "repaired"
     UNCHANGED = "unchanged"
-    """Its mask is empty; it was copied as it is."""
+    """Its mask is empty, or nothing was found in it; it was copied as it is."""
     SKIPPED = "skipped"
     """Its result stands already."""
     FAILED = "failed"
@@ -198,7 +198,7 @@ def _do(call: Callable[[Image, Mask | None], Result], job: Job, options: Options
     reason = "its mask is empty" if empty else ""
     if result.info.get("unchanged") is True:
         reason = "nothing was found in it"
-        if as_it_is:
+        if as_it_is and result.image is not None:
             copy_picture(job.image, job.output)
             return Outcome(job, Status.UNCHANGED, None, reason, (job.output,), describe_result(result))
     if options.concat:

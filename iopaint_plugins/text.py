@@ -100,7 +100,7 @@ class Text(MaskModel[TextParameters]):
             report_progress(number, len(tiles))
             part = found[view][box.slices]
             np.maximum(part, self._look(views[view][box.slices]), out=part)
-        height, width = found[0].shape
+        height, width = views[0].shape[:2]
         in_half = np.asarray(cv2.resize(found[1], (width, height)), np.float32)
         return _Seen(found[0], in_half, (image.shape[0], image.shape[1]))
 
@@ -148,7 +148,7 @@ class Text(MaskModel[TextParameters]):
             mask[window][cv2.distanceTransform(others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= reach] = 255
         if mask.shape != seen.size:
             mask = np.asarray(cv2.resize(mask, seen.size[::-1]) > 0, np.uint8) * np.uint8(255)
-        return Result(masks=mask[None], info={"texts": texts})
+        return Result(masks=mask[None], info={"texts": texts} if texts else {"texts": 0, "unchanged": True})
 
 
 def _scaled(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
