@@ -5,11 +5,14 @@ export PYTHONDONTWRITEBYTECODE := # tests are compiled once, not by each worker 
 
 .PHONY: demo test test-fast test-deep parity lint bench bench-calls bench-checkpoints bench-diffusion bench-pool bench-quality wheel clean
 
-demo: .venv/base  ## Remove an object from a photograph.
+demo: .venv/base  ## Remove an object from a photograph, and the text from another.
 	@mkdir -p demo
 	@$(BIN)/iopaint-core run --overwrite --image examples/astronaut.jpg --mask examples/astronaut-mask.png --output demo/astronaut.jpg
 	@echo "Before: examples/astronaut.jpg"
 	@echo "After:  demo/astronaut.jpg (the mission patch on the suit is gone)"
+	@$(BIN)/iopaint-core run --overwrite --model erase-text --image examples/astronaut-captioned.jpg --output demo/astronaut-captioned.jpg
+	@echo "Before: examples/astronaut-captioned.jpg"
+	@echo "After:  demo/astronaut-captioned.jpg (the caption was found, and is gone)"
 
 test: .venv/dev dist/built  ## Run the whole suite, on two cores.
 	DIST=dist $(PYTEST) --durations 20
@@ -65,7 +68,7 @@ dist/built: pyproject.toml README.md LICENSE $(shell find iopaint_core iopaint_p
 .venv/base: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[text]'
 	@touch $@
 
 .venv/dev: .venv/base

@@ -1,7 +1,7 @@
 """Person: cuts people out of their background, by MediaPipe's selfie segmentation; nothing to download.
 
-A network of 0.1 million parameters, made for people within two metres of a camera; OpenCV runs it. It takes what
-stands out in front for a person, a cat too. Its file lies beside this one; README.md there says where it is from.
+A network of a quarter of a megabyte, made for people within two metres of the camera; OpenCV runs it. It takes
+what stands out in front for a person, a cat too. Its file lies beside this one; README.md there says where it is from.
 """
 
 from __future__ import annotations
