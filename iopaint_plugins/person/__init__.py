@@ -1,7 +1,7 @@
 """Person: cuts people out of their background, by MediaPipe's selfie segmentation; nothing to download.
 
 A network of a quarter of a megabyte, made for people within two metres of the camera; OpenCV runs it. It takes
-what stands out in front for a person, a cat too. Its file lies beside this one; README.md there says where it is from.
+what stands out in front for a person, a cat too. Its file lies beside this one, with a README.md on its source.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Person(ImageModel[PersonParameters]):
         square[inside] = cv2.resize(image, (inner_width, inner_height), interpolation=cv2.INTER_AREA)
         self._network.setInput(cv2.dnn.blobFromImage(square, 1 / 255))
         likely = np.asarray(self._network.forward(), np.float32)[0, 0][inside]
-        if likely.max() < parameters.threshold:
-            return Result(image, np.zeros((1, height, width), np.uint8), info={"unchanged": True})
         matte = np.rint(cv2.resize(likely, (width, height)).clip(0, 1) * 255).astype(np.uint8)
+        if matte.max() < 255 * parameters.threshold:
+            return Result(image, np.zeros_like(matte)[None], info={"unchanged": True})
         return Result(np.dstack([image, matte]), matte[None])
 
 
