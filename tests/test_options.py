@@ -621,8 +621,9 @@ class TestUnavailable:
         diffusion = "torch and diffusers are not installed: pip install 'iopaint-core[diffusion]'"
         assert eval(listed) == [
             ("mine.safetensors", diffusion),
+            *[("erase-person", ""), ("erase-text", "")],
             *[("anime-lama", lama), ("lama", lama)],
-            ("cv2", ""),
+            *[("cv2", ""), ("patchmatch", ""), ("person", ""), ("text", "")],
         ]
 
     def test_damaged_files_are_listed_with_the_reason_beside_sound_ones(self, home, plugins):

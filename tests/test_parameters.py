@@ -50,7 +50,10 @@ from iopaint_core.parameters import (
     iopaint_flags,
 )
 from iopaint_plugins.diffusion.parameters import DiffusionParameters
+from iopaint_plugins.erase import ErasePersonParameters, EraseTextParameters
 from iopaint_plugins.opencv import CV2Parameters
+from iopaint_plugins.person import PersonParameters
+from iopaint_plugins.text import TextParameters
 
 
 class Kind(str, Enum):
@@ -616,8 +619,10 @@ class TestDocs:
 
     def test_every_field_of_the_first_party_models_is_in_the_table(self):
         table = (ROOT / "docs" / "parameters.md").read_text()
-        classes = (InpaintParameters, ImageParameters, MaskParameters, CV2Parameters, DiffusionParameters)
-        for cls in classes:
+        for cls in (
+            *(InpaintParameters, ImageParameters, MaskParameters, CV2Parameters, DiffusionParameters),
+            *(TextParameters, PersonParameters, EraseTextParameters, ErasePersonParameters),
+        ):
             for name, entry in cls.json_schema()["properties"].items():
                 assert f"`{name}`" in table, "the table lacks it"
                 assert f"`{json.dumps(entry['default'])}`" in table, f"the default of {name}"
