@@ -2,6 +2,7 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,7 +12,17 @@ from commands import command
 from conftest import ROOT, photograph
 
 import iopaint_plugins.person
-from iopaint_core import ModelManager, ModelType, RequestError, Task, find_model, read_picture, scan_models
+from iopaint_core import (
+    ModelManager,
+    ModelPool,
+    ModelType,
+    RequestError,
+    Task,
+    default_context,
+    find_model,
+    read_picture,
+    scan_models,
+)
 from iopaint_plugins.person import PersonParameters
 
 PORTRAIT = read_picture(ROOT / "examples" / "astronaut.jpg").rgb
@@ -47,13 +58,12 @@ class TestCutOut:
         assert overlap(matte, ASTRONAUT) > 0.9
         assert (matte[128:160, 220:240].min(), matte[:100, 320:].max()) == (255, 2)
 
-    @pytest.mark.parametrize("part", [np.s_[:, 100:320], np.s_[:256], np.s_[100:, 100:300]])
-    def test_a_tall_or_wide_picture_keeps_its_aspect(self, cut_out, part):
-        found = overlap(cut_out(PORTRAIT[part].copy()).mask, ASTRONAUT[part])
-        assert found > 0.8
-        if part != np.s_[:256]:
-            squeezed = cut_out(cv2.resize(PORTRAIT[part], (256, 256), interpolation=cv2.INTER_AREA)).mask
-            assert overlap(cv2.resize(squeezed, ASTRONAUT[part].shape[::-1]), ASTRONAUT[part]) < found
+    @pytest.mark.parametrize(
+        ("part", "bound"), [(np.s_[:, 100:320], 0.9), (np.s_[100:, 100:300], 0.93), (np.s_[:256], 0.8)]
+    )
+    def test_a_tall_or_wide_picture_keeps_its_aspect(self, cut_out, part, bound):
+        """Squeezed into a square, the two tall ones reach 0.88 and 0.92."""
+        assert overlap(cut_out(PORTRAIT[part].copy()).mask, ASTRONAUT[part]) > bound
 
     def test_the_image_keeps_its_colours_and_has_the_matte_as_alpha(self, cut_out):
         found = cut_out(PORTRAIT)
@@ -75,12 +85,20 @@ class TestCutOut:
     def test_odd_sizes(self, cut_out, size):
         assert cut_out(np.full((*size, 3), 200, np.uint8)).mask.shape == size
 
-    def test_calls_side_by_side_give_what_each_gives_alone(self, models, cut_out):
-        images = [PORTRAIT[top : top + 200].copy() for top in (0, 100, 200, 300)]
+    def test_two_models_on_one_network_give_what_each_gives_alone(self, cut_out):
+        images = [PORTRAIT[top : top + 200, 100:300].copy() for top in range(0, 300, 50)]
         alone = [cut_out(image).mask.tobytes() for image in images]
-        with ThreadPoolExecutor(4) as threads:
-            together = threads.map(lambda image: models.run("person", image).mask.tobytes(), images * 2)
-            assert list(together) == alone * 2
+        contexts, pool = [replace(default_context(), device=device) for device in ("cpu", "cuda")], ModelPool()
+        managers = [ModelManager(pool=pool, context=context) for context in contexts]
+
+        def call(number):
+            return managers[number % 2].run("person", images[number // 2]).mask.tobytes()
+
+        with managers[0], managers[1], ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(call, range(12))) == [mask for mask in alone for _ in range(2)]
+            (network,) = pool.stats().components
+            assert (network.device, len(network.users)) == ("cpu", 2)
+        assert len(set(alone)) == 6
 
 
 class TestParameters:

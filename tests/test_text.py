@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,10 +17,12 @@ from conftest import ROOT, photograph
 from iopaint_core import (
     ModelLoadError,
     ModelManager,
+    ModelPool,
     ModelType,
     RequestError,
     Task,
     UnavailableModelError,
+    default_context,
     find_model,
     read_picture,
     scan_models,
@@ -111,13 +114,20 @@ class TestWhatItFinds:
     def test_tiny_pictures(self, find, size):
         assert find(np.full((*size, 3), 200, np.uint8)).mask.shape == size
 
-    def test_calls_side_by_side_give_what_each_gives_alone(self, models, find):
-        images = [written(image, "Moon", (10, top), 24)[0] for image in (SHUTTLE, SUIT) for top in (20, 90)]
+    def test_two_models_on_one_network_give_what_each_gives_alone(self, find):
+        images = [written(SUIT[:96, :96].copy(), "Moon", (10, top), 24)[0] for top in range(8, 56, 8)]
         alone = [find(image).mask.tobytes() for image in images]
-        with ThreadPoolExecutor(4) as threads:
-            together = threads.map(lambda image: models.segment("text", image).tobytes(), images * 2)
-            assert list(together) == alone * 2
-        assert len(set(alone)) == 4
+        contexts, pool = [replace(default_context(), device=device) for device in ("cpu", "cuda")], ModelPool()
+        managers = [ModelManager(pool=pool, context=context) for context in contexts]
+
+        def call(number):
+            return managers[number % 2].segment("text", images[number // 2]).tobytes()
+
+        with managers[0], managers[1], ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(call, range(12))) == [mask for mask in alone for _ in range(2)]
+            (network,) = pool.stats().components
+            assert (network.device, len(network.users)) == ("cpu", 2)
+        assert len(set(alone)) == 6
 
 
 class TestParameters:
