@@ -19,6 +19,7 @@ from iopaint_core import (
     Task,
     hookimpl,
     progress_part,
+    report_progress,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class _Erase(ImageModel[EraseParameters]):
         """Return a mask of what to erase, and what the finder gave."""
 
     def forward(self, image: NDArray[np.uint8], parameters: EraseParameters) -> Result:
+        report_progress(0, 100)  # the first report says how finely is counted, and a finder may make but one
         with progress_part(0, 2):
             mask, found = self._find(image, parameters)
         if not mask.any():
