@@ -26,7 +26,6 @@ from iopaint_core import (
     ModelType,
     Result,
     Task,
-    file_component,
     hookimpl,
     missing_packages,
     report_progress,
@@ -195,6 +194,8 @@ def iopaint_available_models() -> list[ModelInfo]:
 def iopaint_load_model(context: LoadContext) -> Text:
     """Load the newest detector of the installed package. Raises `ModelLoadError` if it has none."""
     from dataclasses import replace
+
+    from iopaint_core import file_component
 
     def load(path: Path) -> cv2.dnn.Net:
         import cv2

@@ -20,7 +20,6 @@ from iopaint_core import (
     ModelType,
     Result,
     Task,
-    file_component,
     hookimpl,
 )
 
@@ -90,6 +89,8 @@ def iopaint_available_models() -> list[ModelInfo]:
 def iopaint_load_model(context: LoadContext) -> Person:
     """Load the network, on the CPU."""
     from dataclasses import replace
+
+    from iopaint_core import file_component
 
     def load(path: Path) -> cv2.dnn.Net:
         import cv2
