@@ -184,7 +184,7 @@ def iopaint_available_models() -> list[ModelInfo]:
             parameters=TextParameters,
             unavailable=missing_packages("rapidocr", install=_INSTALL),
             title="Text",
-            description="Finds what is written in a picture, in any script, and gives a mask of it.",
+            description="Finds what is written in a picture, and gives a mask of it.",
             homepage="https://github.com/RapidAI/RapidOCR",
         )
     ]
