@@ -60,7 +60,7 @@ bench-pool:  ## Measure the pool against other ways to hold models; half an hour
 clean:
 	rm -rf .venv demo dist build
 
-dist/built: pyproject.toml README.md LICENSE $(shell find iopaint_core iopaint_plugins -name '*.py') | .venv/dev
+dist/built: pyproject.toml README.md LICENSE $(shell find iopaint_core iopaint_plugins -type f -not -path '*/__pycache__/*') | .venv/dev
 	rm -rf dist
 	$(BIN)/python -m build
 	@touch $@

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _INSTALL = "pip install 'iopaint-core[text]'"
 _LONGEST = 2048
-"""A larger image is looked at in this size: what is 8 pixels high there is still found, and time is bounded."""
+"""A larger image is looked at in this size: what is 10 pixels high there is still found, and time is bounded."""
 _TILE, _OVERLAP = 1024, 128
 """The network sees this much at a time, in pixels of a side: its memory grows with that."""
 _SURE = 0.5
@@ -53,7 +53,7 @@ _THINNEST = 3
 """Pixels of the shorter side of a region; PaddleOCR's `min_size`."""
 _LARGE = 48
 """Shorter side from which a region has to be text in half the size, too. The network takes large round things, such
-as a cup from above, for a letter, yet only in one size; what is written it finds from 8 to 320 pixels."""
+as a cup from above, for a letter, yet only in one size; what is written it finds from 10 to 320 pixels."""
 _UNCLIP = 1.5
 """A region grows by its area over its perimeter times this; the paper's."""
 _BUFFERS = 260
