@@ -18,7 +18,7 @@ from iopaint_core.entries import Component, device_name, raise_if_cancelled
 from iopaint_core.errors import InputError, WeightsError
 from iopaint_core.forks import Canonical, disown, tensors_of
 from iopaint_core.identity import IdentityIndex
-from iopaint_core.modules import is_of_transformers, kept_dtype, load_module, telling
+from iopaint_core.modules import is_of_transformers, kept_dtype, load_made, load_module, telling
 from iopaint_core.schema import DTYPES
 from iopaint_core.tensorfiles import OpaqueFile, TensorFiles, file_stamp
 from iopaint_core.torch_process import memory_errors
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from iopaint_core.schema import LoadContext
     from iopaint_core.tensorfiles import Stamp
@@ -56,7 +56,7 @@ class ComponentKey(NamedTuple):
 
 
 def module_component(
-    cls: type[nn.Module],
+    cls: type[nn.Module] | Callable[[Mapping[str, Tensor]], nn.Module],
     source: Path | TensorFiles,
     context: LoadContext,
     *,
@@ -64,17 +64,29 @@ def module_component(
     dtype: str | None = None,
     variant: str | None = None,
 ) -> Component[Any]:
-    """A torch module whose weights are safetensors: a folder as a library of models saves it, one file, or shards.
+    """A torch module whose weights are on disk: a folder as a library of models saves it, one file, or shards.
+
+    Files are safetensors, or pickles of tensors (`.pth`, `.pt`, `.ckpt`, `.bin`) whose state dict may be wrapped, as
+    in `{"params_ema": ...}`; equal tensors are held once, whatever file they are in.
+
+    `cls` may be a function that makes the module from its tensors, for libraries that tell the architecture from
+    these. It has a name of its own in its module, which is part of the key, and there is no `config` for it.
 
     `config` makes the module: `cls(cls.config_class(**config))` if the class has that, `cls.from_config(config)` if
     it has this, else `cls(**config)`; without it, `config.json` in the folder. `dtype` (torch's name; by default
     the context's) is what floating-point weights are cast to, None as they are stored. Each model gets a fork, on
     the context's device, in `eval` mode and without gradients.
 
-    Raises `WeightsError` for files that can't be read.
+    Raises `WeightsError` for files that can't be read, or could run code.
     """
     files = source if isinstance(source, TensorFiles) else TensorFiles.find(source, variant=variant)
-    settings = _read_config(files.paths[0].parent) if config is None else dict(config)
+    is_class = isinstance(cls, type)
+    if not is_class and (config is not None or "<" in getattr(cls, "__qualname__", "<")):
+        raise InputError(
+            f"{cls!r} makes no component: expected a class, or a named function and no config",
+            "Define the function in a module, and have it tell all from the tensors",
+        )
+    settings = _read_config(files.paths[0].parent) if config is None and is_class else dict(config or {})
     dtype = context.dtype if dtype is None else dtype
     if dtype not in {None, *DTYPES}:
         raise InputError(f"{dtype!r} is no dtype for weights", f"Use None or one of: {', '.join(DTYPES)}")
@@ -83,12 +95,12 @@ def module_component(
     key = ComponentKey(
         f"{cls.__module__}.{cls.__qualname__}",
         index.name(files),
-        _config_digest(cls, settings),
+        _config_digest(cls, settings) if is_class else "",
         dtype if casts else None,
     )
 
     def load() -> Canonical:
-        canonical = load_module(cls, files, settings, dtype)
+        canonical = load_module(cls, files, settings, dtype) if is_class else load_made(cls, files, dtype)
         _raise_if_replaced(files, named)
         index.digest_later(files)
         return canonical

@@ -14,7 +14,7 @@ from iopaint_core.errors import WeightsError
 from iopaint_core.forking import renew_after_fork
 from iopaint_core.forks import Canonical, tensors_of
 from iopaint_core.tensorfiles import without_common_prefix
-from iopaint_core.torch_process import memory_errors
+from iopaint_core.torch_process import is_out_of_memory, memory_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,7 +76,41 @@ def load_module(
         return Canonical(module)
 
 
-def is_of_transformers(cls: type[nn.Module]) -> bool:
+def load_made(
+    factory: Callable[[Mapping[str, Tensor]], nn.Module], files: TensorFiles, dtype: str | None
+) -> Canonical:
+    """Have a module made from its tensors; those that it kept as they are stay memory-mapped unless they are cast.
+
+    Raises `WeightsError`.
+    """
+    import torch
+
+    files.read_ahead()
+    tensors = files.open()
+    with _assembling, memory_errors(), torch.random.fork_rng(devices=[]):
+        try:
+            module = factory(tensors)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise WeightsError(
+                f"{factory.__name__} makes no module of {_names(files)}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:500]}",
+                "The file is incomplete, or the weights are those of another model",
+            ) from error
+    state = module.state_dict()
+    mapped = _named_as(list(state), tensors)
+    given = {
+        name: _cast(mapped[name] if _equal(tensor, mapped.get(name)) else tensor, kept_dtype(module, name, dtype))
+        for name, tensor in state.items()
+    }
+    with _assembling:
+        module.load_state_dict(given, assign=True)
+        _cast_buffers(module, {tensor.dtype for tensor in given.values()})
+        return Canonical(module)
+
+
+def is_of_transformers(cls: type[nn.Module] | nn.Module) -> bool:
     """Whether a class is made from a config object."""
     return getattr(cls, "config_class", None) is not None
 
@@ -88,7 +122,7 @@ def telling(cls: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in _without_volatile(config).items() if key != "model_type"}
 
 
-def kept_dtype(cls: type[nn.Module], name: str, dtype: str | None) -> str | None:
+def kept_dtype(cls: type[nn.Module] | nn.Module, name: str, dtype: str | None) -> str | None:
     """What to cast a tensor to; some classes name modules that do not bear half precision."""
     kept = set(getattr(cls, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == "float16" or not is_of_transformers(cls):  # which casts these to bfloat16
@@ -175,6 +209,13 @@ def _cast(tensor: Tensor, dtype: str | None) -> Tensor:
 
     raise_if_cancelled()
     return tensor.to(getattr(torch, dtype)) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _equal(tensor: Tensor, other: Tensor | None) -> bool:
+    import torch
+
+    raise_if_cancelled()
+    return other is not None and other.dtype == tensor.dtype and torch.equal(tensor, other)
 
 
 def _assign(module: nn.Module, given: dict[str, Tensor], files: TensorFiles) -> None:

@@ -1,6 +1,7 @@
-"""Tensors on disk: what the headers of safetensors files say, and the tensors themselves, memory-mapped.
+"""Tensors on disk: what the headers of files say, and the tensors themselves, memory-mapped.
 
-Only safetensors files are opened (github.com/huggingface/safetensors, "Format"): a pickle can run code.
+Files are safetensors (github.com/huggingface/safetensors, "Format"); or, by their suffix, pickles, of which no code
+is run: see `pickles`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iopaint_core.errors import InputError, WeightsError
+from iopaint_core.pickles import is_pickle, load_pickle, pickled_tensors
 from iopaint_core.schema import format_bytes
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ class TensorFiles:
         if source.is_file():
             return cls((source,))
         if not source.is_dir():
-            raise WeightsError(f"{source} does not exist", "Name a folder with weights, or a safetensors file")
+            raise WeightsError(f"{source} does not exist", "Name a folder with weights, or a file of them")
         dot = "" if variant is None else f".{variant}"
         endings = (f"{dot}.safetensors", f"{dot}.safetensors.index.json", f".safetensors.index{dot}.json")
         for stem in _STEMS:
@@ -141,8 +143,12 @@ class TensorFiles:
             }
         specs = {}
         for path in self.paths:
+            if is_pickle(path):
+                pickled = _pickled_specs(path)
+                specs.update({name: pickled[name] for name in self._wanted(pickled)})
+                continue
             with _opened(path, "numpy") as file:
-                for name in self._wanted(file):
+                for name in self._wanted(file.keys()):
                     part = file.get_slice(name)
                     specs[name] = TensorSpec(part.get_dtype(), tuple(part.get_shape()))
         if not specs:
@@ -152,12 +158,17 @@ class TensorFiles:
     def open(self) -> dict[str, Tensor]:
         """The tensors in the component's own layout, memory-mapped: pages are read when they are touched.
 
-        Each call maps anew; writing to a tensor changes neither the file nor another mapping.
+        A pickle of before torch 1.6, or one that was compressed, can't be mapped, and is read as a whole. Each call
+        maps anew; writing to a tensor changes neither the file nor another mapping.
         """
         tensors = {}
         for path in self.paths:
+            if is_pickle(path):
+                pickled = load_pickle(path)
+                tensors.update({name: pickled[name] for name in self._wanted(pickled)})
+                continue
             with _opened(path, "pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in self._wanted(file)})
+                tensors.update({name: file.get_tensor(name) for name in self._wanted(file.keys())})
         if not tensors:
             raise self._empty()
         return tensors if self._convert is None else self._convert(tensors)
@@ -195,8 +206,8 @@ class TensorFiles:
         """Changes when a file is written to or replaced."""
         return tuple(file_stamp(path) for path in self.paths)
 
-    def _wanted(self, file: _Safetensors) -> list[str]:
-        return [name for name in file.keys() if name.startswith(self.prefix)]  # noqa: SIM118 - it is no mapping
+    def _wanted(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name.startswith(self.prefix)]
 
     def _empty(self) -> WeightsError:
         files = ", ".join(map(str, self.paths))
@@ -340,6 +351,17 @@ def _opened(path: Path, framework: str) -> Iterator[_Safetensors]:
             yield file
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def _pickled_specs(path: Path) -> dict[str, TensorSpec]:
+    tensors = pickled_tensors(path)
+    unknown = next((name for name, tensor in tensors.items() if tensor.dtype not in _TORCH_NAMES), None)
+    if unknown is not None:
+        raise WeightsError(
+            f"{path} has {unknown} in {tensors[unknown].dtype}, expected one of {', '.join(_TORCH_NAMES)}",
+            "Get the weights in another dtype",
+        )
+    return {name: TensorSpec(_TORCH_NAMES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()}
 
 
 def _is_pickle(path: Path) -> bool:
