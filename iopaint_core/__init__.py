@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from iopaint_core.session import Session
     from iopaint_core.settings import default_context, model_folders
     from iopaint_core.tensorfiles import TensorFiles, tensor_shapes
+    from iopaint_core.torch_process import is_out_of_memory
     from iopaint_core.weights import State, Verified, WeightStore
 
 _MODULES = {  # the imports above, for when the program runs
@@ -143,6 +144,7 @@ _MODULES = {  # the imports above, for when the program runs
     "Usage": "eviction",
     "Verified": "weights",
     "WeightStore": "weights",
+    "is_out_of_memory": "torch_process",
     "model_folders": "settings",
     "raise_if_cancelled": "entries",
     "read_chain": "chain",
@@ -252,6 +254,7 @@ __all__ = [
     "hub_file",
     "hub_folder",
     "iopaint_flags",
+    "is_out_of_memory",
     "missing_packages",
     "model_folders",
     "module_component",

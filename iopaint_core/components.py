@@ -66,8 +66,8 @@ def module_component(
 ) -> Component[Any]:
     """A torch module whose weights are on disk: a folder as a library of models saves it, one file, or shards.
 
-    Files are safetensors, or pickles of tensors (`.pth`, `.pt`, `.ckpt`, `.bin`) whose state dict may be wrapped, as
-    in `{"params_ema": ...}`; equal tensors are held once, whatever file they are in.
+    Files are safetensors, or pickles of tensors (`.pth`, `.pt`, `.ckpt`, `.bin`), whose state dict may be wrapped,
+    as in `{"params_ema": ...}`; equal tensors are held once, whatever file they are in.
 
     `cls` may be a function that makes the module from its tensors, for libraries that tell the architecture from
     these. It has a name of its own in its module, which is part of the key, and there is no `config` for it.
@@ -80,27 +80,33 @@ def module_component(
     Raises `WeightsError` for files that can't be read, or could run code.
     """
     files = source if isinstance(source, TensorFiles) else TensorFiles.find(source, variant=variant)
-    is_class = isinstance(cls, type)
-    if not is_class and (config is not None or "<" in getattr(cls, "__qualname__", "<")):
+    dtype = context.dtype if dtype is None else dtype
+    if dtype not in {None, *DTYPES}:
+        raise InputError(f"{dtype!r} is no dtype for weights", f"Use None or one of: {', '.join(DTYPES)}")
+    make: Callable[[], Canonical]
+    if isinstance(cls, type):
+        settings = _read_config(files.paths[0].parent) if config is None else dict(config)
+        digest = _config_digest(cls, settings)
+        make = functools.partial(load_module, cls, files, settings, dtype)
+    elif config is not None or "<" in getattr(cls, "__qualname__", "<"):
         raise InputError(
             f"{cls!r} makes no component: expected a class, or a named function and no config",
             "Define the function in a module, and have it tell all from the tensors",
         )
-    settings = _read_config(files.paths[0].parent) if config is None and is_class else dict(config or {})
-    dtype = context.dtype if dtype is None else dtype
-    if dtype not in {None, *DTYPES}:
-        raise InputError(f"{dtype!r} is no dtype for weights", f"Use None or one of: {', '.join(DTYPES)}")
+    else:
+        digest = ""
+        make = functools.partial(load_made, cls, files, dtype)
     index, named = _index_of(context), files.stamp()
     casts = any(spec.changes_in(kept_dtype(cls, name, dtype)) for name, spec in files.specs.items())
     key = ComponentKey(
         f"{cls.__module__}.{cls.__qualname__}",
         index.name(files),
-        _config_digest(cls, settings) if is_class else "",
+        digest,
         dtype if casts else None,
     )
 
     def load() -> Canonical:
-        canonical = load_module(cls, files, settings, dtype) if is_class else load_made(cls, files, dtype)
+        canonical = make()
         _raise_if_replaced(files, named)
         index.digest_later(files)
         return canonical

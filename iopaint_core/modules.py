@@ -110,7 +110,7 @@ def load_made(
         return Canonical(module)
 
 
-def is_of_transformers(cls: type[nn.Module] | nn.Module) -> bool:
+def is_of_transformers(cls: object) -> bool:
     """Whether a class is made from a config object."""
     return getattr(cls, "config_class", None) is not None
 
@@ -122,8 +122,8 @@ def telling(cls: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in _without_volatile(config).items() if key != "model_type"}
 
 
-def kept_dtype(cls: type[nn.Module] | nn.Module, name: str, dtype: str | None) -> str | None:
-    """What to cast a tensor to; some classes name modules that do not bear half precision."""
+def kept_dtype(cls: object, name: str, dtype: str | None) -> str | None:
+    """What to cast a tensor to; some classes, or modules, name parts that do not bear half precision."""
     kept = set(getattr(cls, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == "float16" or not is_of_transformers(cls):  # which casts these to bfloat16
         kept |= set(getattr(cls, "_keep_in_fp32_modules", None) or ())

@@ -92,7 +92,7 @@ def pickled_tensors(path: Path) -> dict[str, PickledTensor]:
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name in its state dict, memory-mapped if it is a zip archive as torch writes it.
+    """Return the tensors of a file by name in its state dict, memory-mapped if it is a zip archive of torch's.
 
     Raises `WeightsError` for a file that is damaged, can't be read, or refers to more than tensors and plain
     values.
