@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth"}
 WRAPPERS = ("model_state_dict", "state_dict", "params_ema", "params-ema", "params", "model", "net")
 """Under which names published files hold their state dict, the averaged one first, since it is the better one."""
 _DEPTH = 4
@@ -55,11 +54,6 @@ class PickledTensor(NamedTuple):
     dtype: str
     """As torch spells it: `float32`."""
     shape: tuple[int, ...]
-
-
-def is_pickle(path: Path) -> bool:
-    """Return whether a file is to be read as a pickle, by its suffix: bin, ckpt, pt, pth."""
-    return path.suffix.lower() in _SUFFIXES
 
 
 def pickled_tensors(path: Path) -> dict[str, PickledTensor]:

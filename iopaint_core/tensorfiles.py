@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iopaint_core.errors import InputError, WeightsError
-from iopaint_core.pickles import is_pickle, load_pickle, pickled_tensors
 from iopaint_core.schema import format_bytes
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ _ITEM_BYTES |= dict.fromkeys(("F32", "I32", "U32"), 4)
 _ITEM_BYTES |= dict.fromkeys(("F16", "BF16", "I16", "U16"), 2)
 _STEMS = ("model", "*_model")
 """Under which libraries save a model, some with words of their own before it."""
+_PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
+"""Suffixes of files that are read as pickles."""
 _MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 
@@ -125,7 +126,7 @@ class TensorFiles:
         others = sorted(source.glob("*.safetensors"))
         if len(others) == 1 and variant is None:
             return cls((others[0],))
-        for pickle in sorted(path for path in source.iterdir() if path.suffix in {".bin", ".ckpt", ".pt", ".pth"}):
+        for pickle in sorted(path for path in source.iterdir() if path.suffix in _PICKLES):
             raise _pickle_error(pickle)
         names = ", ".join(path.name for path in others) or "none"
         raise WeightsError(
@@ -143,7 +144,7 @@ class TensorFiles:
             }
         specs = {}
         for path in self.paths:
-            if is_pickle(path):
+            if path.suffix.lower() in _PICKLES:
                 pickled = _pickled_specs(path)
                 specs.update({name: pickled[name] for name in self._wanted(pickled)})
                 continue
@@ -163,7 +164,9 @@ class TensorFiles:
         """
         tensors = {}
         for path in self.paths:
-            if is_pickle(path):
+            if path.suffix.lower() in _PICKLES:
+                from iopaint_core.pickles import load_pickle
+
                 pickled = load_pickle(path)
                 tensors.update({name: pickled[name] for name in self._wanted(pickled)})
                 continue
@@ -354,6 +357,8 @@ def _opened(path: Path, framework: str) -> Iterator[_Safetensors]:
 
 
 def _pickled_specs(path: Path) -> dict[str, TensorSpec]:
+    from iopaint_core.pickles import pickled_tensors  # as it imports more than lists of models need
+
     tensors = pickled_tensors(path)
     unknown = next((name for name, tensor in tensors.items() if tensor.dtype not in _TORCH_NAMES), None)
     if unknown is not None:

@@ -65,7 +65,7 @@ def upscale_in_tiles(
             continue
         _paste(result, part, core, seen, scale)
         done += 1
-        report_progress(done, done + len(waiting))
+    report_progress(done, done)
     return result
 
 
@@ -98,4 +98,5 @@ def _ramp(size: int, fade: int) -> NDArray[np.float32]:
     """Return weights of pixels that rise from 0 to 1 over the first `fade` of them."""
     import numpy as np
 
-    return np.minimum((np.arange(size, dtype=np.float32) + 0.5) / max(fade, 0.5), 1)
+    rising: NDArray[np.float32] = (np.arange(size, dtype=np.float32) + 0.5) / max(fade, 0.5)
+    return rising.clip(max=1)

@@ -1,7 +1,7 @@
 """Real-ESRGAN: upscalers of photographs and drawings that forgive noise and compression.
 
-X. Wang, L. Xie, C. Dong, Y. Shan, "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data",
-ICCVW 2021. The weights are those that the authors publish.
+X. Wang, L. Xie, C. Dong, Y. Shan, "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic
+Data", ICCVW 2021. The weights are those that the authors publish.
 """
 
 from __future__ import annotations

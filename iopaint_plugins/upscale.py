@@ -42,7 +42,7 @@ _ARCHITECTURES = (
     ("SCUNet", {"m_head.0.weight", "m_tail.0.weight"}),
     ("NAFNet", {"intro.weight", "ending.weight", "ups.0.0.weight"}),
 )
-"""The most common architectures, by names of tensors that all files of them have. It is for lists; spandrel decides."""
+"""Common architectures by names of tensors that all their files have. They are for lists: spandrel decides."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class UpscaleParameters(ImageParameters):
     """How an upscaler takes a large image."""
 
     tile: Annotated[int, Ge(MIN_TILE), Le(4096), Hint(unit="px")] = 256
-    """The network sees squares of at most this side at once: larger ones are a little quicker, and take memory by the
-    square. Where memory runs out, smaller ones are taken."""
+    """The network sees squares of at most this side at once: larger ones are a little quicker, and take memory by
+    their area. Where memory runs out, smaller ones are taken."""
 
 
 class Upscaler(ImageModel[UpscaleParameters]):
@@ -109,8 +109,8 @@ def load_upscaler(path: Path, context: LoadContext) -> Upscaler:
     if descriptor.purpose not in {"SR", "Restoration"} or not channels <= {1, 3}:
         raise WeightsError(
             f"{path} is a network of {descriptor.architecture.name} for {descriptor.purpose}, from "
-            f"{descriptor.input_channels} to {descriptor.output_channels} channels: expected SR (super resolution) or "
-            "Restoration, of grey or RGB",
+            f"{descriptor.input_channels} to {descriptor.output_channels} channels: expected SR, super resolution, "
+            "or Restoration, of grey or RGB",
             "Take another file; faces are restored, and holes filled, by plugins of their own",
         )
     return Upscaler(network, context.device)
