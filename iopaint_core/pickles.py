@@ -101,7 +101,7 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:
-        if named := re.search(r"unsupported global:? global (\S+)", str(error), re.IGNORECASE):
+        if named := re.search(r"unsupported (?:global: )?global (\S+)", str(error), re.IGNORECASE):
             raise WeightsError(
                 f"{path} refers to {named[1]}, and could run code if that were called: expected tensors and plain "
                 "values alone",
@@ -127,7 +127,7 @@ class _Reader(pickle.Unpickler):
 
     def _rebuild_tensor_v2(self, *arguments: Any) -> PickledTensor:  # noqa: ANN401 - a pickle has them
         storage, _, shape, *_ = arguments
-        return PickledTensor(_DTYPES[storage.__name__], _checked(shape))
+        return PickledTensor(_DTYPES.get(storage.__name__, storage.__name__), _checked(shape))
 
     def _rebuild_tensor_v3(self, *arguments: Any) -> PickledTensor:  # noqa: ANN401 - a pickle has them
         _, _, shape, _, _, _, dtype, *_ = arguments
