@@ -56,8 +56,9 @@ def upscale_in_tiles(
         try:
             part = upscale(np.ascontiguousarray(image[seen.slices]))
         except (MemoryError, RuntimeError) as error:
-            smaller = _side(seen) // 2
-            if not is_out_of_memory(error) or smaller < MIN_TILE or smaller - 2 * context < multiple_of:
+            smaller = max(_side(seen) // 2, MIN_TILE)
+            too_small = smaller >= _side(seen) or smaller - 2 * context < multiple_of
+            if not is_out_of_memory(error) or too_small:
                 raise
             _logger.warning("Memory ran out in a tile of %d pixels; going on with %d", _side(seen), smaller)
             tile = smaller

@@ -32,14 +32,14 @@ _NAMES = {
 
 def published(network):
     """The state dict under the names that Real-ESRGAN's authors publish, which spandrel's class has otherwise."""
-    state = {}
-    for name, tensor in network.state_dict().items():
-        for pattern, new in _NAMES.items():
-            if isinstance(network, ESRGAN) and re.match(pattern, name):
-                name = re.sub(pattern, new, name)
-                break
-        state[name] = tensor
+    state = network.state_dict()
+    if isinstance(network, ESRGAN):
+        return {_published_name(name): tensor for name, tensor in state.items()}
     return state
+
+
+def _published_name(name):
+    return next(re.sub(old, new, name) for old, new in _NAMES.items() if re.match(old, name))
 
 
 def upscaled(network, image):
