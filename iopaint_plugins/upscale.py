@@ -133,7 +133,7 @@ def iopaint_available_models() -> Iterator[ModelInfo]:
             fault = str(error)
         name = path.relative_to(folder).as_posix()
         yield ModelInfo(
-            name="".join(c if c.isprintable() and c != ":" else "?" for c in name),
+            name="".join(c if c.isprintable() and c != ":" else f"%{ord(c):02X}" for c in name),
             task=Task.RESTORE,
             path=path,
             parameters=UpscaleParameters,
