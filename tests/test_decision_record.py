@@ -61,7 +61,8 @@ class TestRealESRGANPlugin:
         assert np.array_equal(upscaled[::4, ::4], IMAGE)
 
     @pytest.mark.process
-    def test_it_upscales_on_the_command_line_from_a_single_file_and_takes_no_mask(self, tmp_path):
+    def test_it_upscales_on_the_command_line_from_a_single_file_and_takes_no_mask(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IOPAINT_DISABLE_PLUGINS", "iopaint-core:realesrgan")  # it announces the same name
         (tmp_path / "plugins").mkdir()
         (tmp_path / "plugins" / "realesrgan.py").write_text(PLUGIN)
         PIL.Image.fromarray(IMAGE).save(tmp_path / "small.png")
