@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from iopaint_core import WeightsError, missing_packages, module_component
+from iopaint_core import WeightsError, missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,8 @@ def spandrel_component(path: Path, context: LoadContext) -> Component[Any]:
 
     Raises `WeightsError` for a file that can't be read; loading it raises that for an unknown architecture.
     """
+    from iopaint_core import module_component
+
     return module_component(spandrel_network, path, context, dtype=context.dtype or "float32")
 
 

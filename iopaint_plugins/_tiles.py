@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from iopaint_core import Box, is_out_of_memory, report_progress
+from iopaint_core import Box, report_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,8 @@ def upscale_in_tiles(
     memory runs out in a tile, smaller ones are taken from there on, down to `MIN_TILE`; then its error is raised.
     """
     import numpy as np
+
+    from iopaint_core import is_out_of_memory
 
     height, width = image.shape[:2]
     result = np.empty((height * scale, width * scale, 3), np.uint8)

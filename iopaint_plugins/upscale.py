@@ -14,11 +14,9 @@ from iopaint_core import (
     ModelError,
     ModelInfo,
     Task,
-    TensorFiles,
     WeightsError,
     default_context,
     hookimpl,
-    tensor_shapes,
 )
 from iopaint_plugins._spandrel import missing_spandrel, spandrel_component
 from iopaint_plugins._tiles import MIN_TILE, upscale_in_tiles
@@ -143,8 +141,12 @@ def iopaint_available_models() -> Iterator[ModelInfo]:
         )
 
 
-def _architecture(names: Iterable[str]) -> str:
-    """Return the architecture of a state dict as its names tell it; empty if they tell none."""
+def _architecture(path: Path) -> str:
+    """Return the architecture of a file as the names of its tensors tell it; empty if they tell none."""
+    from iopaint_core import TensorFiles, tensor_shapes
+
+    is_safetensors = path.suffix.lower() == ".safetensors"
+    names: Iterable[str] = tensor_shapes(path) if is_safetensors else TensorFiles((path,)).specs
     given = {name.removeprefix("module.").removeprefix("netG.") for name in names}
     return next((architecture for architecture, wanted in _ARCHITECTURES if wanted <= given), "")
 

@@ -623,7 +623,9 @@ class TestUnavailable:
             ("mine.safetensors", diffusion),
             *[("erase-person", ""), ("erase-text", "")],
             *[("anime-lama", lama), ("lama", lama)],
-            *[("cv2", ""), ("patchmatch", ""), ("person", ""), ("text", "")],
+            *[("cv2", ""), ("patchmatch", ""), ("person", "")],
+            *[("RealESRGAN_4x", lama), ("RealESRGAN_x4plus", lama), ("RealESRGAN_x4plus_anime_6B", lama)],
+            *[("realesr-general-x4v3", lama), ("text", "")],
         ]
 
     def test_damaged_files_are_listed_with_the_reason_beside_sound_ones(self, home, plugins):
