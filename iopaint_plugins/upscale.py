@@ -124,9 +124,7 @@ def iopaint_available_models() -> Iterator[ModelInfo]:
             continue
         architecture, fault = "", ""
         try:
-            architecture = _architecture(
-                tensor_shapes(path) if path.suffix == ".safetensors" else TensorFiles((path,)).specs
-            )
+            architecture = _architecture(path)
         except WeightsError as error:
             fault = str(error)
         name = path.relative_to(folder).as_posix()
