@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -68,6 +69,10 @@ def load(path, context=None, **options):
     return module_component(Net, path, context or LoadContext(), config={}, **options)
 
 
+def mapped_files():
+    return {each.path for each in psutil.Process().memory_maps()}
+
+
 def prefixed(state):
     return {f"module.{name}": tensor for name, tensor in state.items()}
 
@@ -117,13 +122,12 @@ class TestIdentity:
 
 class TestLoading:
     def test_forks_share_what_is_mapped_from_the_file(self, state, tmp_path):
-        psutil = pytest.importorskip("psutil")
         path = save(state, tmp_path / "a.pth")
         canonical = load(path).load()
         one, two = canonical.fork(), canonical.fork()
         assert one.first.weight.data_ptr() == two.first.weight.data_ptr()
         assert one.mean.data_ptr() != two.mean.data_ptr()
-        assert str(path) in {each.path for each in psutil.Process().memory_maps()}
+        assert str(path) in mapped_files()
 
     def test_a_file_that_was_compressed_is_read_as_well(self, state, tmp_path):
         source = save(state, tmp_path / "a.pth")
@@ -247,19 +251,15 @@ class Fake:
 class TestFactory:
     def test_the_module_is_made_from_its_tensors_and_they_stay_mapped(self, state, context, tmp_path):
         save_file(state, tmp_path / "a.safetensors")
-        path = save({"params_ema": prefixed(state)}, tmp_path / "b.pth")
-        parts = [
-            module_component(factory, source, context)
-            for factory in (net_of,)
-            for source in (tmp_path / "a.safetensors", TensorFiles((path,), convert=unprefixed, layout="parallel"))
-        ]
-        assert [digest(part.load_alone()) for part in parts] == [digest(net_of(state))] * 2
-        part = module_component(net_of, tmp_path / "a.safetensors", context)
-        assert held(parts[0], part) == 1
-        one, two = (part.load() for _ in range(2))
-        assert footprint([one.module]) == part.nbytes + one.module.step.nbytes
-        assert not one.module.training
-        assert not any(each.requires_grad for each in two.module.parameters())
+        path = save({"params_ema": state}, tmp_path / "a.pth")
+        part, other = (module_component(net_of, source, context) for source in (path, tmp_path / "a.safetensors"))
+        canonical = part.load()
+        assert str(path) in mapped_files()
+        assert footprint([canonical.module]) == part.nbytes + canonical.module.step.nbytes
+        assert digest(canonical.module) == digest(net_of(state))
+        assert not canonical.module.training
+        assert not any(each.requires_grad for each in canonical.module.parameters())
+        assert held(part, other) == 1
 
     def test_two_functions_and_a_class_make_components_of_their_own(self, state, context, tmp_path):
         path = save(state, tmp_path / "a.pth")
@@ -297,10 +297,6 @@ class TestFactory:
         path = save(state, tmp_path / "a.pth")
         with pytest.raises(InputError, match="makes no component: expected a class, or a named function"):
             module_component(factory, path, LoadContext(), **({} if "lambda" in repr(factory) else {"config": {}}))
-
-
-def unprefixed(tensors):
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def too_large(tensors):

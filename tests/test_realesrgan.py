@@ -25,6 +25,7 @@ from iopaint_core import (
     write_picture,
 )
 from iopaint_plugins import realesrgan
+from iopaint_plugins._tiles import upscale_in_tiles
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")]
 
@@ -100,6 +101,20 @@ def test_tiles_are_not_seen(host, name, size):
     assert difference(result, upscaled(NETWORKS[name], image)) <= 1
     assert len(steps) == steps[-1][1] + 1 > 3
     assert [step for step, _ in steps] == [*range(len(steps))]
+
+
+def test_where_tiles_differ_they_fade_into_each_other():
+    """A network that looks at all of its tile, as far as it can be from one that looks at a few pixels."""
+    slope = np.add.outer(np.arange(200), np.arange(256)) * 255 // 455
+    image = np.dstack([slope.astype(np.uint8)] * 3)
+
+    def average(tile):
+        return np.full((2 * tile.shape[0], 2 * tile.shape[1], 3), tile.mean(), np.uint8)
+
+    result = upscale_in_tiles(image, 2, average, tile=64).astype(int)
+    assert len(np.unique(result)) > 50
+    for axis in (0, 1):
+        assert np.abs(np.diff(result, axis=axis)).max() <= 4
 
 
 class TestScale:
