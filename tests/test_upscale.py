@@ -191,3 +191,8 @@ class TestRefused:
         (folder / "a.pth").unlink()
         with pytest.raises(ModelLoadError, match=r"a\.pth.*does not exist"):
             host.process("a.pth", photograph())
+
+
+def test_its_parameters_are_in_the_table():
+    table = (ROOT / "docs" / "parameters.md").read_text().partition("## `realesrgan` and `upscale`")[2]
+    assert f"| `tile` | `{upscale.UpscaleParameters().tile}` |" in table
