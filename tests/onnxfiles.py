@@ -5,47 +5,32 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def save_network(path, size, *, name="input.1", channels=1, seed=0, scale=0.1, free=False, padding=b"", dtype=None):
-    """A convolution of 7 x 7 pixels from a picture of a size to some channels, as networks that cut out have them.
-
-    With `free`, height and width are names. `padding` makes files of equal networks differ.
-    """
+def save_network(path, size, *, channels=1, seed=0, scale=0.1):
+    """A convolution from a picture of a size to some channels, as networks that cut out have them."""
     random = np.random.default_rng(seed)
     weights = random.normal(0, scale, (channels, 3, 7, 7)).astype(np.float32)
-    sides = ["height", "width"] if free else [size, size]
     graph = helper.make_graph(
-        [helper.make_node("Conv", [name, "weights"], ["matte"], pads=[3, 3, 3, 3])],
+        [helper.make_node("Conv", ["input.1", "weights"], ["matte"], pads=[3, 3, 3, 3])],
         "network",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, *sides])],
-        [helper.make_tensor_value_info("matte", TensorProto.FLOAT, [1, channels, *sides])],
+        [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, size, size])],
+        [helper.make_tensor_value_info("matte", TensorProto.FLOAT, [1, channels, size, size])],
         [numpy_helper.from_array(weights, "weights")],
-        doc_string=padding.decode(),
     )
     save(graph, path)
     return path
 
 
-def save_wide(path, width=64, megabytes=0):
-    """A network that has more on its way than it takes and gives: `width` channels for three, twice.
-
-    `megabytes` are weights that it holds beside.
-    """
+def save_wide(path, width=64):
+    """A network that has more on its way than it takes and gives: `width` channels for three."""
     random = np.random.default_rng(0)
     tensors = [
         numpy_helper.from_array(random.normal(0, 0.1, shape).astype(np.float32), name)
-        for name, shape in (
-            ("into", (width, 3, 1, 1)),
-            ("out", (1, width, 1, 1)),
-            ("ballast", (max(1, megabytes * 250_000),)),
-        )
+        for name, shape in (("into", (width, 3, 1, 1)), ("out", (1, width, 1, 1)))
     ]
     graph = helper.make_graph(
         [
-            helper.make_node("Conv", ["image", "into"], ["a"]),
-            helper.make_node("Sigmoid", ["a"], ["b"]),
-            helper.make_node("Conv", ["b", "out"], ["c"]),
-            helper.make_node("ReduceMax", ["ballast"], ["d"], keepdims=0),
-            helper.make_node("Add", ["c", "d"], ["matte"]),
+            helper.make_node("Conv", ["image", "into"], ["wide"]),
+            helper.make_node("Conv", ["wide", "out"], ["matte"]),
         ],
         "wide",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "height", "width"])],
@@ -53,6 +38,15 @@ def save_wide(path, width=64, megabytes=0):
         tensors,
     )
     save(graph, path)
+    return path
+
+
+def save_heavy(path, side=3000):
+    """A network of `4 * side ** 2` bytes."""
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, side]) for name in ("a", "b"))
+    weights = numpy_helper.from_array(np.zeros((side, side), np.float32), "weights")
+    product = helper.make_node("MatMul", ["a", "weights"], ["b"])
+    save(helper.make_graph([product], "heavy", [given], [made], [weights]), path)
     return path
 
 
