@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iopaint_core.components import ComponentKey, file_component
-from iopaint_core.errors import InputError, ModelLoadError, PoolError, WeightsError
+from iopaint_core.errors import ModelLoadError, PoolError, WeightsError
 from iopaint_core.forking import renew_after_fork
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def onnx_component(path: Path, context: LoadContext, *, provider: str = "") -> C
     `provider` is onnxruntime's name of an execution provider; by default, the one for the device. It is part of
     what makes two components the same. The file's dtypes stay: the context's is not read.
 
-    Raises `WeightsError` for a file that is missing, and `InputError`, which names those that there are, for a
+    Raises `WeightsError` for a file that is missing, and `ModelLoadError`, which names those that there are, for a
     provider that is not installed.
     """
     chosen = provider_for(context.device, provider)
@@ -168,7 +168,7 @@ def onnx_component(path: Path, context: LoadContext, *, provider: str = "") -> C
 
 
 def provider_for(device: str, name: str = "") -> str:
-    """Return the execution provider of that name, or else the one for a device. Raises `InputError`."""
+    """Return the execution provider of that name, or else the one for a device. Raises `ModelLoadError`."""
     from onnxruntime import get_available_providers
 
     installed = get_available_providers()
@@ -178,7 +178,7 @@ def provider_for(device: str, name: str = "") -> str:
             return provider
     asked = f"the execution provider {name}" if name else f"an execution provider for {device}"
     needed = "" if name or not wanted else f" ({' or '.join(wanted)})"
-    raise InputError(
+    raise ModelLoadError(
         f"onnxruntime as it is installed does not have {asked}{needed}; it has {', '.join(installed)}",
         "Choose the device cpu, or install the package of onnxruntime for yours: onnxruntime-gpu for CUDA, "
         "onnxruntime-directml, onnxruntime-rocm",

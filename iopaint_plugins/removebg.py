@@ -103,10 +103,9 @@ def _prepared(image: NDArray[np.uint8], network: Network) -> NDArray[np.float32]
     """Stretch an image to a square, divide it by its largest value, normalise it: `float32` `(1, 3, S, S)`."""
     import numpy as np
 
-    pixels = _resized(image, network.size, network.size).astype(np.float64)
-    mean, deviation = network.norm
-    pixels = (pixels / max(pixels.max(), 1e-6) - mean) / deviation
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32)
+    pixels = _resized(image, network.size, network.size).transpose(2, 0, 1)
+    mean, deviation = (np.array(values, np.float32)[:, None, None] for values in network.norm)
+    return ((pixels / np.float32(max(pixels.max(), 1e-6)) - mean) / deviation)[None]
 
 
 def _matte(values: NDArray[np.floating], network: Network) -> NDArray[np.uint8]:

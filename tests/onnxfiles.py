@@ -5,12 +5,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def save_network(path, size, *, channels=1, seed=0, scale=0.1):
+def save_network(path, size, *, channels=1, kernel=3, seed=0, scale=0.3):
     """A convolution from a picture of a size to some channels, as networks that cut out have them."""
     random = np.random.default_rng(seed)
-    weights = random.normal(0, scale, (channels, 3, 7, 7)).astype(np.float32)
+    weights = random.normal(0, scale, (channels, 3, kernel, kernel)).astype(np.float32)
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["input.1", "weights"], ["matte"], pads=[3, 3, 3, 3])],
+        [helper.make_node("Conv", ["input.1", "weights"], ["matte"], pads=[kernel // 2] * 4)],
         "network",
         [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, size, size])],
         [helper.make_tensor_value_info("matte", TensorProto.FLOAT, [1, channels, size, size])],

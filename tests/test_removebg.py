@@ -1,5 +1,6 @@
 """Background removal from files in the published shapes to cut-outs, with small networks of random weights."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,26 +12,26 @@ from onnxfiles import save_network
 
 from iopaint_core import (
     DownloadError,
-    InputError,
+    ModelLoadError,
     ModelManager,
     ModelOutputError,
     PluginManager,
     PoolError,
     Task,
-    WeightsError,
     batch,
 )
 from iopaint_plugins import removebg
 
-IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+PHOTO = photograph(50, 70) // 2
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BIREFNETS = ("general", "general-lite", "portrait", "dis", "hrsod", "cod", "massive")
 MODELS = {  # the side of the square, the norm, and whether a sigmoid follows: as rembg has them
     **dict.fromkeys(("u2net", "u2netp", "u2net_human_seg", "silueta"), (320, IMAGENET, False)),
     "u2net_cloth_seg": (768, IMAGENET, False),
-    "isnet-general-use": (1024, ([0.5] * 3, [1.0] * 3), False),
-    "isnet-anime": (1024, (IMAGENET[0], [1.0] * 3), False),
+    "isnet-general-use": (1024, ((0.5,) * 3, (1.0,) * 3), False),
+    "isnet-anime": (1024, (IMAGENET[0], (1.0,) * 3), False),
     **{f"birefnet-{name}": (1024, IMAGENET, True) for name in BIREFNETS},
-    "briaai/RMBG-1.4": (1024, ([0.5] * 3, [1.0] * 3), False),
+    "briaai/RMBG-1.4": (1024, ((0.5,) * 3, (1.0,) * 3), False),
     "briaai/RMBG-2.0": (1024, IMAGENET, False),
 }
 
@@ -64,11 +65,13 @@ def host(files, announced):
         yield manager
 
 
-def expected(path, image, size, norm, sigmoid):
-    """What rembg makes of a picture: the matte of a network with one channel."""
+@functools.cache
+def expected(path, size, sigmoid, mean, deviation):
+    """What rembg makes of `PHOTO`: the matte of a network with one channel."""
+    image = PHOTO
     lanczos = PIL.Image.Resampling.LANCZOS
     pixels = np.array(PIL.Image.fromarray(image).resize((size, size), lanczos))
-    pixels = ((pixels / max(np.max(pixels), 1e-6) - norm[0]) / norm[1]).transpose(2, 0, 1)[None]
+    pixels = ((pixels / max(np.max(pixels), 1e-6) - mean) / deviation).transpose(2, 0, 1)[None]
     values = onnxruntime.InferenceSession(path).run(None, {"input.1": pixels.astype(np.float32)})[0][0, 0]
     values = 1 / (1 + np.exp(-values)) if sigmoid else values
     values = (values - values.min()) / (values.max() - values.min())
@@ -99,12 +102,11 @@ def test_without_onnxruntime_they_are_listed_as_unavailable(monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "u2net_cloth_seg"])
 def test_a_cut_out_and_its_matte_as_rembg_makes_them(name, host, files):
-    image = photograph(50, 70) // 2
-    size, norm, sigmoid = MODELS[name]
-    result = host.run(name, image)
-    assert np.array_equal(result.image[..., :3], image)
+    size, (mean, deviation), sigmoid = MODELS[name]
+    result = host.run(name, PHOTO)
+    assert np.array_equal(result.image[..., :3], PHOTO)
     assert np.array_equal(result.image[..., 3], result.masks[0])
-    off = np.abs(result.masks[0].astype(int) - expected(files[size], image, size, norm, sigmoid))
+    off = np.abs(result.masks[0].astype(int) - expected(files[size], size, sigmoid, mean, deviation))
     assert off.max() <= 1
     assert np.ptp(result.masks[0]) > 50
 
@@ -178,7 +180,7 @@ def test_a_network_with_too_few_channels(tmp_path):
 def test_a_file_with_other_inputs(files):
     with (
         manager_of({"isnet-general-use.onnx": files[320]}) as manager,
-        pytest.raises(WeightsError, match=r"takes 1 x 3 x 1024 x 1024, found .* 1 x 3 x 320 x 320"),
+        pytest.raises(ModelLoadError, match=r"takes 1 x 3 x 1024 x 1024, found .* 1 x 3 x 320 x 320"),
     ):
         manager.run("isnet-general-use", photograph())
 
@@ -187,7 +189,7 @@ def test_a_damaged_file(tmp_path):
     (tmp_path / "damaged.onnx").write_bytes(b"<html>" * 50)
     with (
         manager_of({"u2net.onnx": tmp_path / "damaged.onnx"}) as manager,
-        pytest.raises(WeightsError, match=r"damaged\.onnx is no ONNX file"),
+        pytest.raises(ModelLoadError, match=r"damaged\.onnx is no ONNX file"),
     ):
         manager.run("u2net", photograph())
 
@@ -196,7 +198,7 @@ def test_a_provider_that_is_not_installed(files):
     options = {"removebg": {"provider": "NoSuchExecutionProvider"}}
     with (
         manager_of({"u2net.onnx": files[320]}, options=options) as manager,
-        pytest.raises(InputError, match="does not have the execution provider NoSuch.*CPUExecutionProvider"),
+        pytest.raises(ModelLoadError, match=r"does not have the execution provider NoSuch.*CPUExecutionProvider"),
     ):
         manager.run("u2net", photograph())
 
