@@ -22,7 +22,6 @@ from iopaint_core import (
     WeightFile,
     hookimpl,
     missing_packages,
-    onnx_component,
     report_progress,
 )
 
@@ -105,7 +104,8 @@ def _prepared(image: NDArray[np.uint8], network: Network) -> NDArray[np.float32]
 
     pixels = _resized(image, network.size, network.size).transpose(2, 0, 1)
     mean, deviation = (np.array(values, np.float32)[:, None, None] for values in network.norm)
-    return ((pixels / np.float32(max(pixels.max(), 1e-6)) - mean) / deviation)[None]
+    normal: NDArray[np.float32] = (pixels / np.float32(max(pixels.max(), 1e-6)) - mean) / deviation
+    return normal[None]
 
 
 def _matte(values: NDArray[np.floating], network: Network) -> NDArray[np.uint8]:
@@ -327,6 +327,8 @@ def iopaint_available_models() -> list[ModelInfo]:
 @hookimpl
 def iopaint_load_model(info: ModelInfo, context: LoadContext) -> RemoveBG:
     """Open the network. Raises `WeightsError` for a file with other inputs."""
+    from iopaint_core import onnx_component
+
     network = _MODELS[info.name].network
     options = context.options
     provider = options.provider if isinstance(options, RemoveBGOptions) else ""
