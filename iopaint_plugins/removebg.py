@@ -104,8 +104,8 @@ def _prepared(image: NDArray[np.uint8], network: Network) -> NDArray[np.float32]
 
     pixels = _resized(image, network.size, network.size).transpose(2, 0, 1)
     mean, deviation = (np.array(values, np.float32)[:, None, None] for values in network.norm)
-    normal: NDArray[np.float32] = (pixels / np.float32(max(pixels.max(), 1e-6)) - mean) / deviation
-    return normal[None]
+    brightest = np.float32(max(pixels.max(), 1e-6))
+    return np.asarray((pixels / brightest - mean) / deviation, np.float32)[None]
 
 
 def _matte(values: NDArray[np.floating], network: Network) -> NDArray[np.uint8]:
