@@ -6,17 +6,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import make_plugin, photograph
 from onnx import TensorProto, helper, numpy_helper
 from onnxfiles import save, save_heavy, save_network, save_wide
 
 from iopaint_core import (
     Component,
     IdentityIndex,
+    ImageModel,
     LoadContext,
     ModelLoadError,
+    ModelManager,
     ModelPool,
     PoolError,
+    Task,
     WeightsError,
+    hookimpl,
     onnx_component,
 )
 
@@ -155,6 +160,30 @@ class TestMemory:
         with pool.calling(leased):
             assert "idle" not in pool
             assert pool.stats().devices["cpu"].used <= 2 * LAYER
+
+    def test_a_managers_calls_are_charged(self, wide, plugins):
+        used = []
+
+        class Wide(ImageModel):
+            def __init__(self, session):
+                self.session = session
+
+            def forward(self, image, parameters):
+                used.append(manager.pool.stats().devices["cpu"].used)
+                self.session.run({"image": picture()})
+                return image
+
+        @hookimpl
+        def iopaint_load_model(context):
+            return Wide(context.share({"network": onnx_component(wide, context)})["network"])
+
+        plugin = make_plugin("wide", task=Task.RESTORE, iopaint_load_model=iopaint_load_model)
+        plugins.register(plugin, "wide")
+        with ModelManager(plugins) as manager:
+            for _ in range(2):
+                manager.process("wide", photograph())
+            idle = manager.pool.stats().devices["cpu"].used
+        assert used[1] >= idle + LAYER
 
     def test_its_weights_are_charged_and_given_back(self, tmp_path):
         path = save_heavy(tmp_path / "heavy.onnx")

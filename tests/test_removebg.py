@@ -23,6 +23,7 @@ from iopaint_core import (
 from iopaint_plugins import removebg
 
 PHOTO = photograph(50, 70) // 2
+LANCZOS = PIL.Image.Resampling.LANCZOS
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BIREFNETS = ("general", "general-lite", "portrait", "dis", "hrsod", "cod", "massive")
 MODELS = {  # the side of the square, the norm, and whether a sigmoid follows: as rembg has them
@@ -66,17 +67,22 @@ def host(files, announced):
 
 
 @functools.cache
-def expected(path, size, sigmoid, mean, deviation):
-    """What rembg makes of `PHOTO`: the matte of a network with one channel."""
-    image = PHOTO
-    lanczos = PIL.Image.Resampling.LANCZOS
-    pixels = np.array(PIL.Image.fromarray(image).resize((size, size), lanczos))
+def given(path, size, mean, deviation):
+    """What a network gives for `PHOTO`, as rembg prepares it."""
+    pixels = np.array(PIL.Image.fromarray(PHOTO).resize((size, size), LANCZOS))
     pixels = ((pixels / max(np.max(pixels), 1e-6) - mean) / deviation).transpose(2, 0, 1)[None]
-    values = onnxruntime.InferenceSession(path).run(None, {"input.1": pixels.astype(np.float32)})[0][0, 0]
+    return onnxruntime.InferenceSession(path).run(None, {"input.1": pixels.astype(np.float32)})[0][0]
+
+
+def resized(matte):
+    return np.array(PIL.Image.fromarray(matte).resize((PHOTO.shape[1], PHOTO.shape[0]), LANCZOS))
+
+
+def expected(values, sigmoid):
+    """The matte that rembg makes of what a network gives."""
     values = 1 / (1 + np.exp(-values)) if sigmoid else values
     values = (values - values.min()) / (values.max() - values.min())
-    matte = PIL.Image.fromarray((values * 255).astype(np.uint8))
-    return np.array(matte.resize((image.shape[1], image.shape[0]), lanczos))
+    return resized((values * 255).astype(np.uint8))
 
 
 def test_every_model_is_announced_with_what_a_host_wants_to_know(announced):
@@ -106,19 +112,20 @@ def test_a_cut_out_and_its_matte_as_rembg_makes_them(name, host, files):
     result = host.run(name, PHOTO)
     assert np.array_equal(result.image[..., :3], PHOTO)
     assert np.array_equal(result.image[..., 3], result.masks[0])
-    off = np.abs(result.masks[0].astype(int) - expected(files[size], size, sigmoid, mean, deviation))
+    off = np.abs(result.masks[0].astype(int) - expected(given(files[size], size, mean, deviation)[0], sigmoid))
     assert off.max() <= 1
     assert np.ptp(result.masks[0]) > 50
 
 
 def test_clothes_are_told_apart(host, files):
-    image = photograph(50, 70)
-    result = host.run("u2net_cloth_seg", image)
+    result = host.run("u2net_cloth_seg", PHOTO)
     assert result.labels == ("upper body", "lower body", "full body")
-    assert result.masks.shape == (3, 50, 70)
-    assert all(mask.any() and not mask.all() for mask in result.masks)
+    largest = given(files[768], 768, *IMAGENET).argmax(axis=0)  # 0 is the background
+    for number, mask in enumerate(result.masks, start=1):
+        off = np.abs(mask.astype(int) - resized(np.where(largest == number, 255, 0).astype(np.uint8)))
+        assert np.ptp(mask) > 200
+        assert (off > 2).mean() < 0.01
     assert np.array_equal(result.image[..., 3], result.masks.max(axis=0))
-    assert (np.sort(result.masks, axis=0)[-2] > 128).mean() < 0.01, "a pixel is of one kind"
 
 
 def test_files_of_equal_bytes_are_one_session(host):
@@ -134,15 +141,6 @@ def test_eight_threads_get_equal_results_from_one_session(host):
         results = list(threads.map(lambda _: host.run("u2netp", image).image, range(16)))
     assert all(np.array_equal(result, results[0]) for result in results)
     assert host.pool.stats().counts.component_loads == 1
-
-
-def test_what_a_session_takes_is_charged_after_its_first_run(host):
-    host.run("birefnet-general", photograph())
-    (held,) = host.pool.stats().components
-    with host.load("birefnet-general") as model, host.pool.calling(host.load("birefnet-general")):
-        assert host.pool.stats().devices["cpu"].used >= held.nbytes + 1024 * 1024 * 4
-        assert model is not None
-    assert host.pool.stats().devices["cpu"].used == held.nbytes
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (3, 2)])
