@@ -77,6 +77,7 @@ class OnnxSession:
         with _gauge.growth() as growth:
             self._session: InferenceSession | None = _open(path, provider, device)
             growth.look()
+        renew_after_fork(self)
         self._is_measured = provider == _CPU and growth.before is not None
         if self._is_measured:
             self.nbytes = max(path.stat().st_size, growth.now)
@@ -134,8 +135,13 @@ class OnnxSession:
         finally:
             _trim()
 
+    def _renew(self) -> None:
+        """In a forked child, keep the session for ever: to free it waits for threads that are not there."""
+        if self._session is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+
     def close(self) -> None:
-        """Give its memory back."""
+        """Give its memory back; in a forked child, with the process."""
         self._session = None
         _trim()
 

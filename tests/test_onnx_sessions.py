@@ -9,6 +9,7 @@ import pytest
 from conftest import make_plugin, photograph
 from onnx import TensorProto, helper, numpy_helper
 from onnxfiles import save, save_heavy, save_network, save_wide
+from pools import in_child
 
 from iopaint_core import (
     Component,
@@ -82,6 +83,21 @@ class TestRun:
             results = list(threads.map(call, range(64)))
         assert all(np.array_equal(result, wanted) for result in results)
         assert pool.stats().counts.component_loads == 1
+
+    @pytest.mark.process
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_forked_child_runs_it_and_ends(self, wide):
+        pool, image = ModelPool(), picture(64)
+        leased = lease(pool, "wide", onnx_component(wide, LoadContext()))
+        wanted = leased.model["network"].run({"image": image})[0]
+
+        def check():
+            assert np.array_equal(leased.model["network"].run({"image": image})[0], wanted)
+            leased.close()
+            pool.clear()
+
+        assert in_child(check)
+        assert np.array_equal(leased.model["network"].run({"image": image})[0], wanted)
 
     def test_memory_that_runs_out_is_a_memory_error(self, tmp_path):
         shape = numpy_helper.from_array(np.array([10**13]), "shape")
