@@ -23,7 +23,7 @@ test-fast: .venv/dev  ## Run what needs no torch, no other process and no packag
 test-deep: .venv/dev  ## Run what searches longer, and paints everything as large as for users.
 	$(PYTEST) -m slow
 
-parity: .venv/dev .venv-peer/bin/iopaint  ## Compare pictures with IOPaint 1.6.0, in an environment of its own of 6 GB.
+parity: .venv/dev .venv-peer/bin/iopaint .venv-rembg/bin/rembg  ## Compare pictures with IOPaint 1.6.0 and rembg, in environments of their own of 7 GB.
 	$(BIN)/python -m pytest -s tests/parity
 
 lint: .venv/dev
@@ -79,3 +79,7 @@ dist/built: pyproject.toml README.md LICENSE $(shell find iopaint_core iopaint_p
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/python -m pip install --quiet iopaint==1.6.0
 	.venv-peer/bin/python -m pip install --quiet --upgrade torch torchvision 'numpy<2'
+
+.venv-rembg/bin/rembg:
+	$(PYTHON) -m venv .venv-rembg
+	.venv-rembg/bin/python -m pip install --quiet 'rembg[cpu,cli]'

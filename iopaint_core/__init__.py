@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from iopaint_core.imaging import Image, Mask
     from iopaint_core.legacy import LegacyPlugin
     from iopaint_core.manager import ModelManager
+    from iopaint_core.onnx_sessions import OnnxSession, onnx_component
     from iopaint_core.pictures import Picture, read_mask, read_picture, write_picture
     from iopaint_core.pool import Lease, ModelPool
     from iopaint_core.session import Session
@@ -120,6 +121,7 @@ _MODULES = {  # the imports above, for when the program runs
     "fork": "forks",
     "module_component": "components",
     "on_device": "components",
+    "onnx_component": "onnx_sessions",
     "Component": "entries",
     "Counts": "accounts",
     "EventKind": "accounts",
@@ -134,6 +136,7 @@ _MODULES = {  # the imports above, for when the program runs
     "ModelManager": "manager",
     "ModelPool": "pool",
     "Need": "forecast",
+    "OnnxSession": "onnx_sessions",
     "Picture": "pictures",
     "PoolEvent": "accounts",
     "PoolStats": "accounts",
@@ -205,6 +208,7 @@ __all__ = [
     "ModelType",
     "Models",
     "Need",
+    "OnnxSession",
     "OptionsError",
     "Parameters",
     "ParametersLike",
@@ -259,6 +263,7 @@ __all__ = [
     "model_folders",
     "module_component",
     "on_device",
+    "onnx_component",
     "progress_part",
     "raise_if_cancelled",
     "read_chain",

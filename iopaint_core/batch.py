@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,13 @@ from iopaint_core.pictures import (
     QUALITY,
     Picture,
     copy_picture,
+    holds_transparency,
     read_mask,
     read_picture,
     write_picture,
 )
 from iopaint_core.results import SUFFIXES, describe_result, write_result
-from iopaint_core.schema import describe
+from iopaint_core.schema import Task, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from iopaint_core.manager import ModelManager
     from iopaint_core.parameters import ParametersLike
     from iopaint_core.schema import Result
+
+_logger = logging.getLogger(__name__)
 
 
 class Status(str, Enum):
@@ -53,6 +58,8 @@ class Job:
     masks: tuple[Path, ...] | None
     """None for a model that takes no mask. Else one; none found, or several of one stem, are errors of this job."""
     output: Path
+    cut_out: Path | None = None
+    """Where a cut-out goes instead, if nobody chose the suffix of `output` and its format holds no transparency."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,9 @@ def run(manager: ModelManager, model: str | Sequence[Step], jobs: list[Job], opt
     `InputError` if it takes masks and there are none, or the other way round; then `ModelLoadError`.
     """
     masked = any(job.masks is not None for job in jobs)
+    last = model if isinstance(model, str) else model[-1].model if model else ""
+    if last and manager.find(last).task == Task.MATTING:
+        jobs = _cut_out(jobs)
     if not isinstance(model, str):
         check_chain(manager, model, masked=masked)
         for job in jobs:
@@ -130,23 +140,44 @@ def run(manager: ModelManager, model: str | Sequence[Step], jobs: list[Job], opt
             yield _attempt(call, job, options, needs_mask=model_class(task) is InpaintModel and not extends)
 
 
+def _cut_out(jobs: list[Job]) -> list[Job]:
+    """Return the jobs of a model that cuts out, as PNG files where the pictures' own format would lose that."""
+    changed = [job for job in jobs if job.cut_out is not None]
+    if changed:
+        _logger.warning(
+            "%s is written as %s%s: its format holds no transparency",
+            changed[0].image,
+            changed[0].cut_out,
+            f", and {len(changed) - 1} more so" if len(changed) > 1 else "",
+        )
+    return [replace(job, output=job.cut_out or job.output) for job in jobs]
+
+
 def _file_job(image: Path, mask: Path | None, output: Path) -> Job:
+    cut_out = None
     if output.is_dir() or not output.suffix:
         output = output / image.name
+        cut_out = None if holds_transparency(output) else output.with_suffix(".png")
     if output.suffix.lower() not in SUFFIXES:
         raise InputError(f"{output} has no suffix of a known format", f"Use one of {', '.join(SUFFIXES)}")
-    return Job(image, _masks_of(image, image.parent, mask), output)
+    return Job(image, _masks_of(image, image.parent, mask), output, cut_out)
 
 
 def _folder_jobs(folder: Path, mask: Path | None, output: Path, recursive: bool) -> list[Job]:
     if output.exists() and not output.is_dir():
         raise InputError(f"{folder} is a folder and {output} is a file", "Name a folder for the results")
     others = [path.resolve() for path in (mask, output) if path is not None and not _same(path, folder)]
-    jobs = [
-        Job(path, _masks_of(path, folder, mask), output / path.relative_to(folder))
+    found = [
+        path
         for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
         if _is_picture(path) and not any(path.resolve().is_relative_to(other) for other in others)
     ]
+    namesakes = Counter(path.with_suffix("") for path in found)
+    jobs = []
+    for path in found:
+        result = output / path.relative_to(folder)
+        png = result.with_name(f"{result.name if namesakes[path.with_suffix('')] > 1 else result.stem}.png")
+        jobs.append(Job(path, _masks_of(path, folder, mask), result, None if holds_transparency(path) else png))
     if not jobs:
         hint = "" if recursive else " (--recursive looks into its folders too)"
         raise InputError(f"{folder} holds no pictures{hint}", f"Their suffixes are {', '.join(FORMATS)}")

@@ -152,7 +152,7 @@ def file_component(
     nbytes: int | None = None,
     close: Callable[[T], None] | None = None,
 ) -> Component[T]:
-    """What can't be forked, and is one file on disk: an ONNX session, a TorchScript module; shared as it is.
+    """What can't be forked, and is one file on disk, such as a TorchScript module; shared as it is.
 
     `kind` tells apart what is loaded from one file in several ways. `exclusive` if it keeps state during a call.
     `nbytes` is what it takes on the context's device, by default the size of the file.

@@ -45,6 +45,8 @@ class Component(Generic[T]):
     """Makes what a model gets: a view of its own on the shared weights. None: the component itself."""
     measure: Callable[[T], int] | None = None
     """Bytes that it takes once loaded, if `nbytes` may be off."""
+    scratch: Callable[[T], int] | None = None
+    """Bytes that each call takes beside, and gives back; after the call, `measure` is asked again."""
     check: Callable[[T], bool] | None = None
     """False once somebody has written into the shared weights."""
     close: Callable[[T], None] | None = None
@@ -146,6 +148,8 @@ class Entry:
         """Parts that can tell whether somebody wrote into them."""
         self.used_by: dict[int, Hashable] = {}
         """Those who may have written into it since the last check: serial number and key."""
+        self.calls = 0
+        """Calls that use it now, if it tells what they take."""
         self.usage = Usage(component.nbytes)
         self.priority = 0.0
         self.lock = CallLock()

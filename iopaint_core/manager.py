@@ -494,7 +494,7 @@ class ModelManager:
         model = lease.model
         with self._turn(lease, model) as turn, call_progress(progress, is_call=True):
             turn.context = contextvars.copy_context()
-            try:
+            with self.pool.calling(lease):
                 try:
                     return run(model)
                 except Exception as error:
@@ -503,8 +503,6 @@ class ModelManager:
                     _logger.warning("%s ran out of memory; trying again without what is idle", lease.key)
                 self.pool.trim(self.context.device)
                 return run(model)
-            finally:
-                self.pool.recharge(lease)
 
     def _turn(self, lease: Lease[Model], model: Model) -> Turn:
         """Wait until a model may be called; within another's call, that one's slot serves both."""

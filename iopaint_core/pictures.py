@@ -220,6 +220,11 @@ def copy_picture(source: Path, path: Path) -> None:
         shutil.copyfileobj(original, file)
 
 
+def holds_transparency(path: Path) -> bool:
+    """Return whether the format that the suffix of `path` names has an alpha channel."""
+    return "RGBA" in _MODES_OF_FORMAT.get(FORMATS.get(path.suffix.lower(), ""), ())
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well, and is removed otherwise."""

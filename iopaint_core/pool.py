@@ -41,7 +41,7 @@ from iopaint_core.table import FULL_REMEDY, Table
 from iopaint_core.turns import CallLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from iopaint_core.entries import Share
@@ -167,15 +167,33 @@ class ModelPool(Generic[M]):
             self._table.pin(entry)
         return Lease(self, entry)
 
-    def recharge(self, lease: Lease[M]) -> None:
-        """Charge what a leased model takes by now, which may be more or less than when it was loaded."""
-        entry = lease._entry
-        measure, value = entry.component.measure, entry.value
-        if measure is None or value is None or (nbytes := measure(value)) == entry.nbytes:
-            return
-        with self._lock:
-            self._table.recharge(entry, nbytes)
-        self._settle()
+    @contextlib.contextmanager
+    def calling(self, lease: Lease[M]) -> Iterator[None]:
+        """Charge what a call of a leased model takes while it runs, and then what the model takes by now.
+
+        What is idle makes room for the call; it waits for nobody, since it holds what others may wait for.
+        """
+        model = lease._entry
+        growing = [part for part in model.parts if part.component.scratch is not None]
+        self._recharge(growing, calls=1)
+        try:
+            yield
+        finally:
+            self._recharge(growing, calls=-1)
+            self._recharge([model])
+
+    def _recharge(self, entries: Iterable[Entry], calls: int = 0) -> None:
+        """Charge what entries take by now, with as many calls more."""
+        for entry in entries:
+            component, value = entry.component, entry.value
+            if component.measure is None or value is None:
+                continue
+            nbytes = component.measure(value)
+            scratch = 0 if component.scratch is None else component.scratch(value)
+            with self._lock:
+                entry.calls += calls
+                self._table.recharge(entry, nbytes + entry.calls * scratch)
+            self._settle()
 
     def get_shared_components(self, key: Hashable) -> SharedComponents | None:
         """The components of a loaded model, or None if the pool does not hold it."""
