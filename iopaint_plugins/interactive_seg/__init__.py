@@ -26,7 +26,7 @@ class _Family(NamedTuple):
     title: str
     homepage: str
     dtype: str = "float16"
-    """Of the weights on a GPU. Clicks are placed by numbers of that type, and `bfloat16` has eight bits for them."""
+    """Of the weights on a GPU. Clicks are placed by numbers of it, and `bfloat16` has eight bits for them."""
     license: str = "Apache-2.0"
 
 

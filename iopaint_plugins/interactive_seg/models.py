@@ -167,9 +167,9 @@ class Encoded:
 class Segmenter(MaskModel[MaskParameters]):
     """SAM, SAM-HQ, SAM 2: masks of what clicks, boxes and an earlier mask mean.
 
-    A single click may mean a part or the whole: it gives three masks with scores, the best first. Several clicks, or
-    a box, with or without an earlier mask, give one. Several boxes give one each, in their order; their scores stand
-    in `info`, for those of a `Result` rank masks of one thing.
+    A single click may mean a part or the whole: it gives three masks with scores, the best first. Several clicks,
+    or a box, with or without an earlier mask, give one. Several boxes give one each, in their order; their scores
+    stand in `info`, for those of a `Result` rank masks of one thing.
     """
 
     def __init__(self, network: SamNetwork, *, letterbox: bool) -> None:
