@@ -45,7 +45,7 @@ _HIERA = {
     "hidden_size": 8,
     "num_attention_heads": 1,
     "image_size": [SIZE, SIZE],
-    "blocks_per_stage": [1, 1, 1, 1],
+    "blocks_per_stage": [1, 2, 1, 1],
     "embed_dim_per_stage": [8, 16, 32, 64],
     "num_attention_heads_per_stage": [1, 1, 1, 1],
     "window_size_per_stage": [4, 4, 4, 4],

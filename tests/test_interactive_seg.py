@@ -66,11 +66,20 @@ def plugins():
     return manager
 
 
-@pytest.fixture
-def manager(plugins, cache, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+@pytest.fixture(scope="module")
+def host():
+    """A manager that goes on, so that each network is loaded once."""
+    plugins = PluginManager(allow=[])
+    plugins.register(interactive_seg, "interactive_seg")
     with ModelManager(plugins, context=LoadContext(offline=True)) as manager:
         yield manager
+
+
+@pytest.fixture
+def manager(host, cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    host.pool.trim()
+    return host
 
 
 def processor_of(name):
@@ -121,14 +130,17 @@ class TestList:
             "import sys; from iopaint_plugins import interactive_seg; interactive_seg.iopaint_available_models(); "
             "print({'torch', 'transformers', 'numpy', 'cv2'} & {*sys.modules})"
         )
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+        assert (
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+            == "set()\n"
+        )
 
     def test_what_is_not_installed_is_told(self, plugins, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
         told = {info.name: info.unavailable for info in scan_models(plugins)}
         assert told["vit_b"] == "transformers is not installed: pip install 'iopaint-core[segment]'"
         assert told["sam3"] == told["vit_b"]
-        with pytest.raises(UnavailableModelError, match="TinyViT.*Take sam2_1_tiny"):
+        with pytest.raises(UnavailableModelError, match=r"TinyViT.*Take sam2_1_tiny"):
             ModelManager(plugins).segment("mobile_sam", IMAGE, CLICK)
 
     def test_a_transformers_without_sam3(self, plugins, monkeypatch, tmp_path):

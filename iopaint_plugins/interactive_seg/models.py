@@ -17,10 +17,10 @@ from iopaint_core import Hint, InputError, MaskModel, MaskParameters, Result
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor
+
+    from iopaint_core import Image, Mask, ParametersLike
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -115,7 +115,7 @@ class Frame(NamedTuple):
         )
         return cls(height, width, inner_height, inner_width, size)
 
-    def pixels(self, image: NDArray[np.uint8], mean_and_std: tuple[tuple[float, ...], ...]) -> Tensor:
+    def pixels(self, image: Image, mean_and_std: tuple[tuple[float, ...], ...]) -> Tensor:
         """Return the square, normalised, `float32` of shape `(1, 3, size, size)`; 0 beside the image."""
         import torch
         from torch.nn import functional
@@ -127,7 +127,7 @@ class Frame(NamedTuple):
         mean, std = (torch.tensor(values)[:, None, None] for values in mean_and_std)
         return self._padded((inner / 255 - mean) / std, self.size, 0.0)
 
-    def mask_logits(self, mask: NDArray[np.uint8], size: int) -> Tensor:
+    def mask_logits(self, mask: Mask, size: int) -> Tensor:
         """Return a mask of the image as the logits of one that fills a square of `size`: `(1, 1, size, size)`."""
         import torch
         from torch.nn import functional
@@ -179,7 +179,26 @@ class Segmenter(MaskModel[MaskParameters]):
         self._size = prompts.image_size
         self._mask_size = 4 * (prompts.image_size // prompts.patch_size)
 
-    def encode(self, image: NDArray[np.uint8]) -> Encoded:
+    def parse(self, image: Image, mask: Mask | None, parameters: ParametersLike) -> MaskParameters:
+        """Check it before the image is encoded, too: raise `InputError` where nothing says what to find.
+
+        More than one box does not go with clicks or a mask, which refine one thing.
+        """
+        parsed = super().parse(image, mask, parameters)
+        clicks, boxes, earlier = parsed.clicks, parsed.boxes, parsed.mask_input
+        if not boxes and not (clicks if earlier is not None else any(click.positive for click in clicks)):
+            raise InputError(
+                "Nothing says what to find: there is no box, and no click on it",
+                "Click on what is meant, clicks=[[x, y, 1]], or box it, boxes=[[left, top, right, bottom]]",
+            )
+        if len(boxes) > 1 and (clicks or earlier is not None):
+            raise InputError(
+                f"{len(boxes)} boxes were given with clicks or a mask, which refine one thing",
+                "Give one box with them, or several boxes alone",
+            )
+        return parsed
+
+    def encode(self, image: Image) -> Encoded:
         """Run the image encoder, which takes nearly all of the time."""
         import torch
 
@@ -192,7 +211,7 @@ class Segmenter(MaskModel[MaskParameters]):
         return Encoded(frame, dict(zip(("image_embeddings", "intermediate_embeddings"), values, strict=False)))
 
     def decode(self, state: Encoded, parameters: MaskParameters) -> Result:
-        """Raise `InputError` where nothing says what to find, or more than one thing is refined."""
+        """Run the decoder on what is asked; bring masks to the size of the image."""
         import torch
 
         prompts = self._prompts(state.frame, parameters)
@@ -209,16 +228,6 @@ class Segmenter(MaskModel[MaskParameters]):
         import torch
 
         clicks, boxes, mask = parameters.clicks, parameters.boxes, parameters.mask_input
-        if not boxes and not (clicks if mask is not None else any(click.positive for click in clicks)):
-            raise InputError(
-                "Nothing says what to find: there is no box, and no click on it",
-                "Click on what is meant, clicks=[[x, y, 1]], or box it, boxes=[[left, top, right, bottom]]",
-            )
-        if len(boxes) > 1 and (clicks or mask is not None):
-            raise InputError(
-                f"{len(boxes)} boxes were given with clicks or a mask, which refine one thing",
-                "Give one box with them, or several boxes alone",
-            )
         prompts = {}
         if clicks:
             prompts["input_points"] = frame.points([click[:2] for click in clicks])[None, None]
@@ -230,7 +239,7 @@ class Segmenter(MaskModel[MaskParameters]):
             prompts["input_masks"] = frame.mask_logits(mask, self._mask_size).to(self._network.dtype)
         return {name: prompt.to(self._network.device) for name, prompt in prompts.items()}
 
-    def _masks(self, logits: Tensor, frame: Frame) -> NDArray[np.uint8]:
+    def _masks(self, logits: Tensor, frame: Frame) -> Mask:
         from torch.nn import functional
 
         def enlarge(plane: Tensor) -> Tensor:
@@ -262,7 +271,22 @@ class Sam3(MaskModel[Sam3Parameters]):
         self._network = network
         self._tokenizer = tokenizer
 
-    def encode(self, image: NDArray[np.uint8]) -> Encoded:
+    def parse(self, image: Image, mask: Mask | None, parameters: ParametersLike) -> Sam3Parameters:
+        """Raise `InputError` for clicks and a mask, too, and where nothing says what to find."""
+        parsed = super().parse(image, mask, parameters)
+        if parsed.clicks or parsed.mask_input is not None:
+            raise InputError(
+                "sam3 finds things by words and boxes, and was given clicks or a mask",
+                "Name what is meant, prompt='striped cat', or take a model for clicks: sam2_1_large",
+            )
+        if not parsed.prompt.strip() and not parsed.boxes:
+            raise InputError(
+                "Nothing says what to find: there are no words, and no box",
+                "Name it, prompt='striped cat', or box an example, boxes=[[left, top, right, bottom]]",
+            )
+        return parsed
+
+    def encode(self, image: Image) -> Encoded:
         """Run the image encoder, which takes most of the time."""
         import torch
 
@@ -272,7 +296,7 @@ class Sam3(MaskModel[Sam3Parameters]):
             return Encoded(frame, {"vision_embeds": self._network.get_vision_features(pixels)})
 
     def decode(self, state: Encoded, parameters: Sam3Parameters) -> Result:
-        """Raise `InputError` for clicks and masks, for too many words, and where nothing says what to find."""
+        """Run the detector on what is asked; raise `InputError` for more words than it reads."""
         import torch
         from torch.nn import functional
 
@@ -296,16 +320,6 @@ class Sam3(MaskModel[Sam3Parameters]):
         import torch
 
         words = parameters.prompt.strip()
-        if parameters.clicks or parameters.mask_input is not None:
-            raise InputError(
-                "sam3 finds things by words and boxes, and was given clicks or a mask",
-                "Name what is meant, prompt='striped cat', or take a model for clicks: sam2_1_large",
-            )
-        if not words and not parameters.boxes:
-            raise InputError(
-                "Nothing says what to find: there are no words, and no box",
-                "Name it, prompt='striped cat', or box an example, boxes=[[left, top, right, bottom]]",
-            )
         limit = self._network.config.text_config.max_position_embeddings
         # "visual" is what the network was trained with where boxes alone say what is meant
         tokens = self._tokenizer([words or "visual"], return_tensors="pt", padding="max_length", max_length=limit)
@@ -321,7 +335,7 @@ class Sam3(MaskModel[Sam3Parameters]):
         return {name: prompt.to(self._network.device) for name, prompt in prompts.items()}
 
 
-def _full_masks(planes: Tensor, frame: Frame, enlarge: Callable[[Tensor], Tensor]) -> NDArray[np.uint8]:
+def _full_masks(planes: Tensor, frame: Frame, enlarge: Callable[[Tensor], Tensor]) -> Mask:
     """Return masks as large as the image of `(N, h, w)`; one at a time, for each is large in `float32`."""
     import numpy as np
     import torch
