@@ -14,7 +14,7 @@ import email.policy, email.parser, gc, json, os, random, socket, sys, tempfile, 
 import cv2, filelock, httpx, importlib_metadata, numpy, PIL.Image, platformdirs.unix, pydantic
 import iopaint_core.batch, iopaint_core.manager
 import iopaint_plugins.diffusion, iopaint_plugins.lama, iopaint_plugins.opencv, iopaint_plugins.patchmatch
-import iopaint_plugins.erase, iopaint_plugins.person, iopaint_plugins.text
+import iopaint_plugins.erase, iopaint_plugins.interactive_seg, iopaint_plugins.person, iopaint_plugins.text
 from iopaint_core import cli
 
 PIL.Image.preinit()

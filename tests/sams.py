@@ -16,7 +16,7 @@ from transformers import (
 )
 from weights import hub_cache, rewrite
 
-from iopaint_plugins.interactive_seg import _MODELS
+from iopaint_plugins.interactive_seg import MODELS
 
 SIZE = 64
 """Side of the square that these take; SAM 3's takes 56 pixels."""
@@ -132,7 +132,7 @@ def publish(networks, folder):
     """Save the networks as they are published, as all repositories of the plugin in a cache of the hub."""
     for name, network in networks.items():
         network.save_pretrained(folder / name)
-    _as_of_videos(folder / "Sam2Model", lambda config: {**config, "model_type": "sam2_video"}, "")
+    _as_of_videos(folder / "Sam2Model", lambda config: {**config, "model_type": "sam2_video", "num_maskmem": 7}, "")
     _as_of_videos(
         folder / "Sam3Model",
         lambda config: {"model_type": "sam3_video", "detector_config": config, "tracker_config": {}},
@@ -140,7 +140,7 @@ def publish(networks, folder):
     )
     make_tokenizer().save_pretrained(folder / "Sam3Model")
     classes = {"sam": "SamModel", "sam_hq": "SamHQModel", "sam2": "Sam2Model", "sam2_1": "Sam2Model"}
-    for row in _MODELS.values():
+    for row in MODELS.values():
         hub_cache(folder / "hub", folder / classes.get(row.family, "Sam3Model"), row.repo)
     return folder / "hub"
 

@@ -51,6 +51,7 @@ from iopaint_core.parameters import (
 )
 from iopaint_plugins.diffusion.parameters import DiffusionParameters
 from iopaint_plugins.erase import ErasePersonParameters, EraseTextParameters
+from iopaint_plugins.interactive_seg.models import Sam3Parameters
 from iopaint_plugins.opencv import CV2Parameters
 from iopaint_plugins.person import PersonParameters
 from iopaint_plugins.text import TextParameters
@@ -622,6 +623,7 @@ class TestDocs:
         for cls in (
             *(InpaintParameters, ImageParameters, MaskParameters, CV2Parameters, DiffusionParameters),
             *(TextParameters, PersonParameters, EraseTextParameters, ErasePersonParameters),
+            Sam3Parameters,
         ):
             for name, entry in cls.json_schema()["properties"].items():
                 assert f"`{name}`" in table, "the table lacks it"

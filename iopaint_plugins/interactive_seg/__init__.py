@@ -49,7 +49,7 @@ class _Row(NamedTuple):
     size: str
 
 
-_MODELS = {
+MODELS = {
     "vit_b": _Row("sam", "facebook/sam-vit-base", "base"),
     "vit_l": _Row("sam", "facebook/sam-vit-large", "large"),
     "vit_h": _Row("sam", "facebook/sam-vit-huge", "huge"),
@@ -66,9 +66,10 @@ _MODELS = {
     "sam2_1_large": _Row("sam2_1", "facebook/sam2.1-hiera-large", "large"),
     "sam3": _Row("sam3", "facebook/sam3", ""),
 }
+"""By name."""
 _FILES = ("config.json", "model.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_MOBILE_SAM = ModelInfo(
+MOBILE_SAM = ModelInfo(
     name="mobile_sam",
     task=Task.SEGMENT,
     license="Apache-2.0",
@@ -82,7 +83,7 @@ _MOBILE_SAM = ModelInfo(
 @hookimpl
 def iopaint_available_models() -> list[ModelInfo]:
     """Announce IOPaint's fifteen, and `sam3`."""
-    return [*(_info(name, row) for name, row in _MODELS.items()), _MOBILE_SAM]
+    return [*(_info(name, row) for name, row in MODELS.items()), MOBILE_SAM]
 
 
 def _info(name: str, row: _Row) -> ModelInfo:
@@ -125,7 +126,7 @@ def iopaint_load_model(info: ModelInfo, context: LoadContext) -> MaskModel:
     from iopaint_core import TensorFiles, module_component
     from iopaint_plugins.interactive_seg.models import Sam3, Segmenter
 
-    row = _MODELS[info.name]
+    row = MODELS[info.name]
     family = _FAMILIES[row.family]
     config_path, weights_path = map(context.weights, _FILES)
     config = json.loads(config_path.read_bytes())

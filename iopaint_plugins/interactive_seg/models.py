@@ -309,7 +309,7 @@ class Sam3(MaskModel[Sam3Parameters]):
         return Result(
             masks=masks,
             labels=(label,) * len(masks) if label else (),
-            info={"scores": scores[: len(masks)].tolist()},
+            info={"scores": scores[: len(masks)].tolist()} if len(masks) else {"scores": [], "unchanged": True},
         )
 
     def _prompts(self, frame: Frame, parameters: Sam3Parameters) -> dict[str, Tensor]:
