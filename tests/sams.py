@@ -39,7 +39,7 @@ _DECODER = {
     "num_attention_heads": 2,
     "iou_head_hidden_dim": 16,
 }
-_PROMPTS = {"hidden_size": 16, "image_size": SIZE, "patch_size": 8, "mask_input_channels": 4}
+_PROMPTS = {"hidden_size": 16, "image_size": SIZE, "patch_size": 8, "mask_input_channels": 16}
 _HIERA = {
     "model_type": "sam2_hiera_det_model",
     "hidden_size": 8,

@@ -233,6 +233,7 @@ class TestClicks:
         with torch.no_grad():
             outputs = networks["SamModel"](**asked, input_masks=logits, multimask_output=False)
         assert np.allclose(result.scores, outputs.iou_scores.flatten(), atol=1e-4)
+        assert not np.allclose(result.scores, manager.session("vit_b", IMAGE).run(CLICK).scores[0], atol=1e-3)
 
     def test_equal_weights_are_held_once(self, manager):
         with manager.load("vit_b"), manager.load("vit_h"), manager.load("sam2_tiny"), manager.load("sam2_1_tiny"):
