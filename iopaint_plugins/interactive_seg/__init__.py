@@ -108,7 +108,8 @@ def _info(name: str, row: _Row) -> ModelInfo:
 
 def _unavailable(family: _Family) -> str:
     """Return why a family can't be used, and the remedy, without an import of its library."""
-    missing = missing_packages("torch", "transformers", install=_INSTALL)
+    cuts_out_boxes = ("torchvision",) if family.package == "sam3" else ()
+    missing = missing_packages("torch", *cuts_out_boxes, "transformers", install=_INSTALL)
     spec = None if missing else importlib.util.find_spec("transformers")
     folders = (spec and spec.submodule_search_locations) or ()
     if not folders or any(Path(folder, "models", family.package).is_dir() for folder in folders):
