@@ -24,6 +24,7 @@ from iopaint_core import (
     InputError,
     LoadContext,
     MissingWeightsError,
+    ModelLoadError,
     ModelManager,
     PluginManager,
     Task,
@@ -341,6 +342,15 @@ class TestHub:
         server.headers["/facebook/sam3/resolve/main/config.json"] = answer
         with pytest.raises(DownloadError, match=r"facebook/sam3 is gated.*hf auth login"):
             ModelManager(plugins).segment("sam3", IMAGE, {"prompt": "cat"})
+
+    def test_a_config_that_can_not_be_read(self, plugins, cache, monkeypatch, tmp_path):
+        monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+        (tmp_path / "config.json").write_text('{"vision_config": ')
+        manager = ModelManager(plugins, weights={"config.json": tmp_path / "config.json"})
+        with pytest.raises(
+            ModelLoadError, match=r"config\.json can't be read: Expecting value.*Get the file again"
+        ):
+            manager.segment("vit_b", IMAGE, CLICK)
 
     def test_offline_what_is_missing_is_told(self, plugins):
         with pytest.raises(MissingWeightsError, match=r"facebook/sam-vit-base"):

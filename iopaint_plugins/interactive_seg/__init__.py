@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from iopaint_core import MaskParameters, ModelInfo, Task, WeightFile, hookimpl, missing_packages
+from iopaint_core import MaskParameters, ModelInfo, Task, WeightFile, WeightsError, hookimpl, missing_packages
 from iopaint_plugins.interactive_seg.models import Sam3Parameters
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ MOBILE_SAM = ModelInfo(
 @hookimpl
 def iopaint_available_models() -> list[ModelInfo]:
     """Announce IOPaint's fifteen, and `sam3`."""
-    return [*(_info(name, row) for name, row in MODELS.items()), MOBILE_SAM]
+    unavailable = {name: _unavailable(family) for name, family in _FAMILIES.items()}
+    return [*(_info(name, row, unavailable[row.family]) for name, row in MODELS.items()), MOBILE_SAM]
 
 
-def _info(name: str, row: _Row) -> ModelInfo:
+def _info(name: str, row: _Row, unavailable: str) -> ModelInfo:
     family = _FAMILIES[row.family]
     by_words = row.family == "sam3"
     return ModelInfo(
@@ -97,7 +98,7 @@ def _info(name: str, row: _Row) -> ModelInfo:
         ),
         license=family.license,
         parameters=Sam3Parameters if by_words else MaskParameters,
-        unavailable=_unavailable(family),
+        unavailable=unavailable,
         title=f"{family.title} {row.size}".strip(),
         description="Finds each thing that words name, or that is like what is boxed."
         if by_words
@@ -119,7 +120,7 @@ def _unavailable(family: _Family) -> str:
 
 @hookimpl
 def iopaint_load_model(info: ModelInfo, context: LoadContext) -> MaskModel:
-    """Load the network from its repository on the hub."""
+    """Load the network from its repository on the hub. Raises `WeightsError` for files that can't be read."""
     import json
 
     import transformers
@@ -130,7 +131,10 @@ def iopaint_load_model(info: ModelInfo, context: LoadContext) -> MaskModel:
     row = MODELS[info.name]
     family = _FAMILIES[row.family]
     config_path, weights_path = map(context.weights, _FILES)
-    config = json.loads(config_path.read_bytes())
+    try:
+        config = json.loads(config_path.read_bytes())
+    except ValueError as error:
+        raise WeightsError(f"{config_path} can't be read: {error}", "Get the file again") from error
     prefix = ""
     if "detector_config" in config:  # of the whole of SAM 3, which follows things through videos, too
         config, prefix = config["detector_config"], "detector_model."
