@@ -116,12 +116,9 @@ def run(manager: ModelManager, model: str | Sequence[Step], jobs: list[Job], opt
     `InputError` if it takes masks and there are none, or the other way round; then `ModelLoadError`.
     """
     masked = any(job.masks is not None for job in jobs)
-    last = model if isinstance(model, str) else model[-1].model if model else ""
-    if last and manager.find(last).task == Task.MATTING:
-        jobs = _cut_out(jobs)
     if not isinstance(model, str):
         check_chain(manager, model, masked=masked)
-        for job in jobs:
+        for job in _for_task(manager.find(model[-1].model).task, jobs):
             yield _attempt(lambda image, mask: manager.chain(image, model, mask=mask), job, options)
         return
     task, parsed = manager.find(model).task, manager.parse(model, options.parameters)
@@ -136,12 +133,14 @@ def run(manager: ModelManager, model: str | Sequence[Step], jobs: list[Job], opt
         return manager.call(lease, lambda loaded: loaded.run(image, mask=mask, parameters=parsed))
 
     with lease:
-        for job in jobs:
+        for job in _for_task(task, jobs):
             yield _attempt(call, job, options, needs_mask=model_class(task) is InpaintModel and not extends)
 
 
-def _cut_out(jobs: list[Job]) -> list[Job]:
-    """Return the jobs of a model that cuts out, as PNG files where the pictures' own format would lose that."""
+def _for_task(task: Task, jobs: list[Job]) -> list[Job]:
+    """Return the jobs of a task; a cut-out is a PNG file where the picture's own format holds no transparency."""
+    if task != Task.MATTING:
+        return jobs
     changed = [job for job in jobs if job.cut_out is not None]
     if changed:
         _logger.warning(

@@ -700,7 +700,8 @@ def doctor(plugins_dir: Path | None) -> None:
         click.echo(f"Not needed: {orphan.path} ({format_bytes(orphan.nbytes)}): {whose}; {remedy}", err=True)
     if problems:
         sys.exit(1)
-    if not unavailable and not orphans:
+    broken = any(info.unavailable and info.path is not None for info in report.models)
+    if not broken and not orphans:
         _print("Nothing wrong was found.")
 
 

@@ -615,8 +615,7 @@ class TestWeights:
 
 
 class TestDoctor:
-    def test_a_sound_installation(self, monkeypatch):
-        monkeypatch.setenv("IOPAINT_DISABLE_PLUGINS", "iopaint-core:interactive_seg")  # for its mobile_sam
+    def test_a_sound_installation(self):
         done = command("doctor")
         assert done.returncode == 0
         assert "Nothing wrong was found." in done.stdout
