@@ -3,7 +3,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 export PYTHONDONTWRITEBYTECODE := # tests are compiled once, not by each worker each time
 
-.PHONY: demo test test-fast test-deep parity lint bench bench-calls bench-checkpoints bench-diffusion bench-pool bench-quality wheel clean
+.PHONY: demo test test-fast test-deep parity lint bench bench-calls bench-checkpoints bench-diffusion bench-memory bench-pool bench-quality wheel clean
 
 demo: .venv/base  ## Remove an object from a photograph, and the text from another.
 	@mkdir -p demo
@@ -53,6 +53,9 @@ bench-diffusion:  ## Measure what a diffusion model's call takes around the pipe
 bench-quality: .venv/dev  ## Measure how near erasers come to what a mask hid, on photographs.
 	$(BIN)/python -m pip install --quiet stlpips-pytorch torchsummary ipython scikit-image
 	$(BIN)/python benchmarks/quality.py
+
+bench-memory: .venv/dev  ## Measure the memory of 1,000 requests over models that do not fit together.
+	$(BIN)/python benchmarks/memory.py
 
 bench-pool:  ## Measure the pool against other ways to hold models; half an hour, 9 GB of weights, the same environments.
 	$(PYTHON) benchmarks/pool.py --setup

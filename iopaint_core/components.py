@@ -111,10 +111,12 @@ def module_component(
         index.digest_later(files)
         return canonical
 
+    nbytes = sum(spec.nbytes(kept_dtype(cls, name, dtype)) for name, spec in files.specs.items())
     host = Component(
         key=key,
         load=load,
-        nbytes=sum(spec.nbytes(kept_dtype(cls, name, dtype)) for name, spec in files.specs.items()),
+        nbytes=nbytes,
+        load_nbytes=0 if isinstance(cls, type) else 2 * nbytes,  # a function copies the tensors into its module
         fork=Canonical.fork,
         measure=Canonical.nbytes,
         check=lambda canonical: not _rewritten(files, named) and canonical.intact(),

@@ -43,6 +43,8 @@ class Component(Generic[T]):
     """What it is made from and keeps; a device copy is made from its host copy."""
     fork: Callable[[T], object] | None = None
     """Makes what a model gets: a view of its own on the shared weights. None: the component itself."""
+    load_nbytes: int = 0
+    """Bytes that its load takes at most, where that is more than `nbytes`; they are reserved until it has ended."""
     measure: Callable[[T], int] | None = None
     """Bytes that it takes once loaded, if `nbytes` may be off."""
     scratch: Callable[[T], int] | None = None
@@ -58,6 +60,11 @@ class Component(Generic[T]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", device_name(self.device))
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that have to be free before it is loaded."""
+        return max(self.nbytes, self.load_nbytes)
 
     def load_alone(self) -> object:
         """Load it, and fork it, without a pool."""
@@ -120,7 +127,7 @@ class Entry:
         self.component = component
         self.key = component.key
         self.device = component.device
-        self.nbytes = component.nbytes
+        self.nbytes = component.reserved
         """Reserved while it loads, resident once it is ready, unloading when it is dropped."""
         self.home = home
         """The pool's table that it is in, unless it is retired or failed."""

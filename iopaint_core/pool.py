@@ -515,8 +515,8 @@ class ModelPool(Generic[M]):
         started = time.monotonic()
         value = self._load_or_relieve(entry)
         try:
-            measure = entry.component.measure
-            self._charge(entry, entry.nbytes if measure is None else measure(value))
+            component = entry.component
+            self._charge(entry, component.nbytes if component.measure is None else component.measure(value))
         except BaseException:
             self._close(entry, value)
             value = None  # the traceback holds this frame

@@ -63,7 +63,7 @@ class Table:
         missing = [component for key, component in plan.components.items() if key not in found]
         need: dict[str, int] = {}
         for component in missing:
-            need[component.device] = need.get(component.device, 0) + component.nbytes
+            need[component.device] = need.get(component.device, 0) + component.reserved
         if self.shortage(plan, need, found.values()):
             return None
         self.counts.component_hits += len(found)

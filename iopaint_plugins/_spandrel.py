@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iopaint_core import WeightsError, missing_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor, dtype, nn
@@ -24,6 +25,7 @@ class _SizeRequirements(Protocol):
 class Descriptor(Protocol):
     """What is used of spandrel's `ImageModelDescriptor` and `MaskedImageModelDescriptor`, which are not typed."""
 
+    model: nn.Module
     architecture: Any
     """Has an `id` and a `name`."""
     purpose: str
@@ -38,6 +40,8 @@ class Descriptor(Protocol):
     """An enum whose `name` is SUPPORTED, DISCOURAGED or INTERNAL."""
     dtype: dtype
     """Of the weights, and so of what it is called with."""
+
+    def __call__(self, *images: Tensor) -> Tensor: ...
 
 
 class Network(Protocol):
@@ -73,7 +77,6 @@ def spandrel_component(path: Path, context: LoadContext) -> Component[Any]:
 def spandrel_network(tensors: Mapping[str, Tensor]) -> nn.Module:
     """Make a `Network` of its state dict. Raises `WeightsError` for an unknown architecture."""
     from spandrel import MAIN_REGISTRY, UnsupportedModelError  # type: ignore[import-untyped] # has no py.typed
-    from torch import nn
 
     registry = MAIN_REGISTRY.copy()
     try:
@@ -92,8 +95,16 @@ def spandrel_network(tensors: Mapping[str, Tensor]) -> nn.Module:
             "Get a file of one of these, or a newer spandrel: pip install --upgrade spandrel",
         ) from error
 
+    return _network_class()(descriptor)
+
+
+@functools.cache
+def _network_class() -> Callable[[Descriptor], nn.Module]:
+    """Make the class once: one for each network would hold that, as classes do, until garbage is collected."""
+    from torch import nn
+
     class SpandrelNetwork(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, descriptor: Descriptor) -> None:
             super().__init__()
             self.network = descriptor.model
             self.descriptor = descriptor  # a fork's copy holds the fork's network
@@ -101,9 +112,9 @@ def spandrel_network(tensors: Mapping[str, Tensor]) -> nn.Module:
                 self._keep_in_fp32_modules_strict = ("network",)
 
         def forward(self, *images: Tensor) -> Tensor:
-            return self.descriptor(*images)  # type: ignore[no-any-return] # it is not typed
+            return self.descriptor(*images)
 
-    return SpandrelNetwork()
+    return SpandrelNetwork
 
 
 class _Asked(dict[str, object]):
