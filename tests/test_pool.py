@@ -494,6 +494,28 @@ def test_a_component_that_is_larger_than_it_said_is_charged_in_full_or_not_kept(
     assert used(pool) == 9
 
 
+def test_what_a_load_takes_at_most_has_room_while_it_lasts_and_is_given_back():
+    pool = ModelPool({"cpu": 10}, wait_for_room=WATCHDOG)
+    gate = Gate()
+    copying = component("a", 3, load=lambda: gate.wait() or Weights("a"), load_nbytes=8)
+    pool.lease("idle", model(component("idle", 4))).close()
+    loading = in_thread(lambda: pool.lease("a", model(copying)))
+    gate.wait_until_reached()
+    assert [part.key for part in pool.stats().components] == ["a"]
+    assert pool.stats().devices["cpu"].reserved == 8
+    waiting = in_thread(lambda: pool.lease("b", model(component("b", 7))))
+    until(lambda: pool._table.waiting)
+    gate.open()
+    with loading(), waiting():
+        assert (pool.stats().devices["cpu"].reserved, used(pool)) == (0, 10)
+
+
+def test_a_load_that_takes_more_than_the_whole_budget_is_refused_at_once():
+    pool = ModelPool({"cpu": 10}, wait_for_room=WATCHDOG)
+    with pytest.raises(PoolFullError, match="needs 11 B on cpu"):
+        pool.lease("a", model(component("a", 3, load_nbytes=11)))
+
+
 def test_what_is_loaded_and_can_not_be_kept_is_closed():
     loaded = Weights("a", 9)
     pool = ModelPool({"cpu": 8}, wait_for_room=0)
