@@ -25,6 +25,7 @@ from iopaint_core.errors import (
     WeightsError,
     did_you_mean,
 )
+from iopaint_core.listing import model_lines
 from iopaint_core.options import option_names
 from iopaint_core.plugins import PluginManager
 from iopaint_core.schema import DTYPES, describe, format_bytes
@@ -67,7 +68,7 @@ def main(context: click.Context, plugins_dir: Path | None, verbose: bool) -> Non
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj
 def list_models(plugins_dir: Path | None, only: str | None, commercial: bool, as_json: bool) -> None:
-    """List the models that can be run."""
+    """List the models of all plugins, by task: what they need, their licence, their plugin."""
     report = _scan(plugins_dir)
     store = _store()
     here = {info: not _missing(store, info, report) for info in report.models}
@@ -79,15 +80,8 @@ def list_models(plugins_dir: Path | None, only: str | None, commercial: bool, as
     if as_json:
         _print_json([_described(info, here[info]) for info in chosen])
     else:
-        columns = ("name", "task", "type", "plugin_name", "distribution", "license", "downloaded", "unavailable")
-        rows = [
-            (
-                *(info.name, info.task, info.type.value, info.plugin_name, info.distribution),
-                *(info.license or "unknown", "yes" if here[info] else "no", info.unavailable or "-"),
-            )
-            for info in chosen
-        ]
-        _print_table(columns, rows)
+        for line in model_lines(chosen, here):
+            _print(line)
     if report.problems:
         click.echo(f"Problems with plugins: {len(report.problems)}. `iopaint-core plugins` shows them.", err=True)
 

@@ -33,14 +33,39 @@ def repair(tmp_path, *arguments, image=PHOTO, mask=MASK, output="out.jpg"):
 
 
 class TestList:
-    def test_a_table(self):
-        done = command("list")
+    def test_models_stand_under_their_tasks_in_80_columns(self, tmp_path):
+        (tmp_path / "mine.py").write_text(
+            "from iopaint_core import ModelInfo, Task, hookimpl\n"
+            "OWN = 'https://example.org/terms'\n"
+            "@hookimpl\n"
+            "def iopaint_available_models():\n"
+            "    return [ModelInfo('deep', task=Task('depth'), license=OWN),\n"
+            "            ModelInfo('far', task=Task('depth'), license=OWN, commercial=False),\n"
+            "            *(ModelInfo(f'later{n}', unavailable='pip install it') for n in range(5))]\n"
+            "@hookimpl\n"
+            "def iopaint_load_model(): pass\n"
+        )
+        done = command("--plugins-dir", tmp_path, "list")
         assert done.returncode == 0
-        header, *rows = done.stdout.splitlines()
-        columns = ["NAME", "TASK", "TYPE", "PLUGIN_NAME", "DISTRIBUTION", "LICENSE", "DOWNLOADED", "UNAVAILABLE"]
-        assert header.split() == columns
-        cv2 = ["cv2", "inpaint", "inpaint", "opencv", "iopaint-core", "Apache-2.0", "yes", "-"]
-        assert cv2 in [row.split() for row in rows]
+        lines = done.stdout.splitlines()
+        tasks = {line: [] for line in lines if line.endswith(":")}
+        for line in lines:
+            if line in tasks:
+                models = tasks[line]
+            elif line.startswith("  "):
+                models.append(line.split(maxsplit=1))
+                assert len(line) <= 80
+        assert {"inpaint:", "matting:", "restore:", "segment:", "erase:"} <= tasks.keys()
+        assert list(tasks) == sorted(tasks)
+        assert [[name, *rest.split()] for name, rest in tasks["depth:"]] == [
+            ["deep", "ready", "own", "terms", "mine"],
+            ["far", "ready", "non-commercial", "mine"],
+        ]
+        assert ["cv2", "ready", "Apache-2.0", "opencv"] in [
+            [name, *rest.split()] for name, rest in tasks["inpaint:"]
+        ]
+        assert "to download" in dict(tasks["inpaint:"])["lama"]
+        assert "later0, later1, later2 and 2 more: pip install it" in lines
 
     def test_json_is_one_document_and_nothing_else(self):
         (lama,) = [model for model in json.loads(command("list", "--json").stdout) if model["name"] == "lama"]
