@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
-from iopaint_core import WeightsError, missing_packages
+from iopaint_core import ModelError, WeightsError, missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +28,8 @@ class Descriptor(Protocol):
     model: nn.Module
     architecture: Any
     """Has an `id` and a `name`."""
+    model: Any
+    """The architecture's own module, for what the descriptor's call does not pass on."""
     purpose: str
     """SR, FaceSR, Inpainting or Restoration."""
     scale: int
@@ -56,9 +58,9 @@ class Network(Protocol):
     def __call__(self, *images: Tensor) -> Tensor: ...
 
 
-def missing_spandrel() -> str:
-    """Return why no network can be loaded, and the remedy; empty if nothing is missing."""
-    return missing_packages("torch", "spandrel", install="pip install 'iopaint-core[restore]'")
+def missing_spandrel(*more: str) -> str:
+    """Return why no network can be loaded, and the remedy; empty if nothing is missing, of `more` packages either."""
+    return missing_packages("torch", "spandrel", *more, install="pip install 'iopaint-core[restore]'")
 
 
 def spandrel_component(path: Path, context: LoadContext) -> Component[Any]:
@@ -76,6 +78,7 @@ def spandrel_component(path: Path, context: LoadContext) -> Component[Any]:
 
 def spandrel_network(tensors: Mapping[str, Tensor]) -> nn.Module:
     """Make a `Network` of its state dict. Raises `WeightsError` for an unknown architecture."""
+    import torch
     from spandrel import MAIN_REGISTRY, UnsupportedModelError  # type: ignore[import-untyped] # has no py.typed
 
     registry = MAIN_REGISTRY.copy()
@@ -86,7 +89,8 @@ def spandrel_network(tensors: Mapping[str, Tensor]) -> nn.Module:
     else:
         registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
     try:
-        descriptor = registry.load(dict(tensors))
+        with torch.no_grad():  # some try themselves out when they are made, and keep what they saw
+            descriptor = registry.load(dict(tensors))
     except UnsupportedModelError as error:
         names = ", ".join([*tensors][:3])
         raise WeightsError(
@@ -115,6 +119,15 @@ def _network_class() -> Callable[[Descriptor], nn.Module]:
             return self.descriptor(*images)
 
     return SpandrelNetwork
+
+
+def check_numbers(values: Tensor) -> None:
+    """Raise `ModelError` if a network gave values that are no numbers, as half precision may."""
+    if not values.isfinite().all():
+        raise ModelError(
+            f"The network gave values that are no numbers, in {values.dtype}",
+            "Load it in full precision: dtype=float32",
+        )
 
 
 class _Asked(dict[str, object]):

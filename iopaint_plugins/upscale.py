@@ -17,14 +17,13 @@ from iopaint_core import (
     Hint,
     ImageModel,
     ImageParameters,
-    ModelError,
     ModelInfo,
     Task,
     WeightsError,
     default_context,
     hookimpl,
 )
-from iopaint_plugins._spandrel import missing_spandrel, spandrel_component
+from iopaint_plugins._spandrel import check_numbers, missing_spandrel, spandrel_component
 from iopaint_plugins._tiles import MIN_TILE, upscale_in_tiles
 
 if TYPE_CHECKING:
@@ -94,13 +93,9 @@ class Upscaler(ImageModel[UpscaleParameters]):
             tile = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)[..., None].astype("uint8", copy=False)
         with torch.inference_mode():
             pixels = torch.from_numpy(tile).to(self._device).permute(2, 0, 1)[None]
-            painted = self._network(pixels.to(descriptor.dtype) / 255)[0].permute(1, 2, 0).float()
-            if not painted.isfinite().all():
-                raise ModelError(
-                    f"The network gave values that are no numbers, in {descriptor.dtype}",
-                    "Load it in full precision: dtype=float32",
-                )
-            result: Image = (painted * 255).round().to(torch.uint8).expand(-1, -1, 3).cpu().numpy()
+            painted = self._network(pixels.to(descriptor.dtype) / 255)[0].permute(1, 2, 0)
+            check_numbers(painted)
+            result: Image = (painted.float() * 255).round().to(torch.uint8).expand(-1, -1, 3).cpu().numpy()
         return result
 
 
