@@ -1,7 +1,7 @@
 """Faces: found by YuNet, aligned on five points, restored by a network one by one, and faded back into the image.
 
 W. Wu, H. Peng, S. Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine Intelligence Research 2023; OpenCV
-runs it. Faces are aligned as those of FFHQ in 512 × 512 pixels, on which the restorers are trained.
+runs it. Faces are aligned as those of FFHQ in squares of 512 pixels, on which the restorers are trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from iopaint_core import (
     Result,
     WeightFile,
     WeightsError,
-    file_component,
     progress_part,
     report_progress,
 )
@@ -64,11 +63,11 @@ of them as a whole."""
 _LONGEST = 2048
 """Longer side of the largest size in which an image is looked at: what is 10 pixels high there is found."""
 _LARGEST_FACE = 320
-"""YuNet was trained on faces of up to about so many pixels: larger ones are found in a smaller size of the image."""
+"""YuNet was trained on faces of up to about so many pixels: larger ones are found in a smaller view."""
 _LIKELY = 0.7
-"""Score from which something is a face; YuNet's own default of 0.9 misses blurred ones."""
+"""Score from which something is a face: less than the 0.9 of OpenCV, for those to restore are blurred."""
 _SAME = 0.3
-"""Intersection over union from which two boxes are one face; YuNet's own default."""
+"""Intersection over union from which two boxes are one face; OpenCV's default."""
 _CLOSEST_EYES = 5
 """Pixels between the eyes of the smallest face that is restored; GFPGAN's."""
 _EDGE, _FADE = 24, 48
@@ -89,7 +88,7 @@ class FaceRestorer(ImageModel[FaceParameters]):
     """Restores each face by a network; `info["faces"]` says how many were found."""
 
     architecture: str
-    """The `id` that spandrel has for its network, whose module takes RGB in -1 … 1 and gives it first of several."""
+    """The `id` that spandrel has for its network, whose module takes RGB in -1 … 1, and gives that first."""
 
     def __init__(self, network: Network, detector: cv2.FaceDetectorYN, context: LoadContext) -> None:
         self._network = network
@@ -102,7 +101,7 @@ class FaceRestorer(ImageModel[FaceParameters]):
         return {}
 
     def forward(self, image: Image, parameters: FaceParameters) -> Result:
-        """Restore the faces from left to right. Where there are none, and nothing else is asked, nothing changes."""
+        """Restore the faces from left to right; without any, and nothing else to do, the image stays as it is."""
         faces = find_faces(image, self._detector)
         scale = parameters.scale or 1
         if not faces and scale == 1 and not parameters.background:
@@ -148,6 +147,7 @@ class FaceRestorer(ImageModel[FaceParameters]):
 
 def load_restorer(kind: type[RestorerT], info: ModelInfo, context: LoadContext) -> RestorerT:
     """Load the network, which is the first of the weights, and YuNet. Raises `WeightsError` for another network."""
+    from iopaint_core import file_component
 
     def load(path: Path) -> cv2.FaceDetectorYN:
         import cv2
@@ -185,9 +185,7 @@ def find_faces(image: Image, detector: cv2.FaceDetectorYN) -> list[Matrix]:
         found += _looks(image, looked_at / longest, detector)
         if looked_at <= _LARGEST_FACE:
             break
-        looked_at //= (
-            4  # in the larger size, what is in one tile as a whole is larger than the smallest one in this
-        )
+        looked_at //= 4  # what was too large to be in one tile is then larger than the smallest that is found
     rows = np.concatenate(found)
     kept = cv2.dnn.NMSBoxes(rows[:, :4].tolist(), rows[:, 14].tolist(), _LIKELY, _SAME)
     faces = []
@@ -203,7 +201,7 @@ def find_faces(image: Image, detector: cv2.FaceDetectorYN) -> list[Matrix]:
 
 
 def _looks(image: Image, scale: float, detector: cv2.FaceDetectorYN) -> Iterator[Values]:
-    """Yield what YuNet finds in each tile of an image of that size: box, five points and score, in whole pixels."""
+    """Yield what YuNet finds in each tile of an image of that size: box, five points and score."""
     import cv2
     import numpy as np
 
@@ -214,12 +212,14 @@ def _looks(image: Image, scale: float, detector: cv2.FaceDetectorYN) -> Iterator
             seen = view[top : top + _VIEW, left : left + _VIEW]
             tile = np.zeros((_VIEW, _VIEW, 3), np.uint8)
             tile[: seen.shape[0], : seen.shape[1]] = seen
-            rows = detector.detect(tile)[1]
-            if rows is not None:
+            given = detector.detect(tile)[1]
+            if given is not None:
+                rows = np.asarray(given, np.float32)
                 rows[:, [0, 4, 6, 8, 10, 12]] += left
                 rows[:, [1, 5, 7, 9, 11, 13]] += top
-                rows[:, :14] /= scale
-                yield np.asarray(rows, np.float32)
+                rows[:, :4] = rows[:, :4] / scale
+                rows[:, 4:14] = (rows[:, 4:14] + 0.5) / scale - 0.5
+                yield rows
 
 
 def _starts(length: int) -> list[int]:

@@ -59,7 +59,7 @@ class Network(Protocol):
 
 
 def missing_spandrel(*more: str) -> str:
-    """Return why no network can be loaded, and the remedy; empty if nothing is missing, of `more` packages either."""
+    """Return why no network can be loaded, and the remedy; empty if nothing is, nor of `more` packages."""
     return missing_packages("torch", "spandrel", *more, install="pip install 'iopaint-core[restore]'")
 
 

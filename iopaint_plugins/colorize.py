@@ -23,21 +23,21 @@ _SIDE = 512
 _ROWS = 256
 """Rows of the image whose colours are joined with its lightness at once, so that memory is bounded."""
 _MODELS = {
-    "modelscope": ("DDColor", "Colours a black-and-white photograph: the authors' choice."),
+    "modelscope": ("DDColor", "Colours black-and-white photographs: the authors' choice."),
     "artistic": (
         "DDColor, artistic",
-        "Colours a black-and-white picture: vivid colours, few that run over an edge.",
+        "Colours black-and-white pictures: trained on works of art, too.",
     ),
-    "paper": ("DDColor, as in the paper", "Colours a black-and-white photograph: trained on ImageNet alone."),
+    "paper": ("DDColor, as in the paper", "Colours black-and-white photographs: trained on ImageNet alone."),
     "paper_tiny": (
         "DDColor, tiny",
-        "Colours a black-and-white photograph: the smallest of them, and the quickest.",
+        "Colours black-and-white photographs: the smallest of them, and the quickest.",
     ),
 }
 
 
 class Colorize(ImageModel):
-    """Keeps the lightness of an image and gives it the colours of a network; those that it had are not looked at."""
+    """Keeps the lightness of an image, and gives it a network's colours; those that it has are not looked at."""
 
     def __init__(self, network: Network, device: str) -> None:
         self._network = network
