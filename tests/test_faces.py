@@ -23,6 +23,7 @@ from iopaint_core import (
     ModelLoadError,
     ModelManager,
     ModelType,
+    PluginManager,
     PoolError,
     RequestError,
     Task,
@@ -59,7 +60,10 @@ def full_size_state(cls):
         shapes = {name: tensor.shape for name, tensor in cls().state_dict().items()}
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     rows = {name: shape[2:] if shape[:1] == (1,) else shape[1:] for name, shape in shapes.items()}
-    return {name: noise[: rows[name].numel()].view(rows[name]).expand(shape) for name, shape in shapes.items()}
+    return {
+        name: noise[: rows[name].numel()].view(rows[name]).expand(shape) if shape.numel() > 1 else noise[:1].view(shape)
+        for name, shape in shapes.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +78,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def host(folder, plugins):
+@pytest.fixture(scope="module")
+def host(folder):
+    """One for all tests: each network is loaded once."""
+    plugins = PluginManager()
     for module in (*MODULES.values(), realesrgan, person):
         plugins.register(module, module.__name__.rpartition(".")[2])
     with ModelManager(plugins, weights={path.name: path for path in folder.iterdir()}) as manager:
@@ -120,8 +126,7 @@ def place(point, side, angle=0.0, middle=(0, 0)):
 class TestRoundTrip:
     """Where the network changes nothing, nothing changes."""
 
-    @pytest.mark.parametrize("angle", [0, 0.4, -2.5])
-    @pytest.mark.parametrize("side", [40, 96, 700])
+    @pytest.mark.parametrize(("side", "angle"), [(40, 0.4), (96, -2.5), (700, 0), (700, 0.2)])
     def test_it_comes_back(self, restorer, side, angle):
         image = photograph(180, 240)
         places = ((0, 0), (80, 64), (200, 120))[: 1 if side == 700 else 3]  # the first is half outside
@@ -149,23 +154,22 @@ class TestRoundTrip:
 
 
 class TestAlignment:
-    @pytest.mark.parametrize(("side", "angle"), [(96, 0), (96, 0.5), (150, -0.3), (1100, 0.2)])
+    @pytest.mark.parametrize(("side", "angle"), [(96, 0), (96, 0.5), (600, 0.2)])
     def test_the_network_sees_the_face_upright_in_rgb(self, restorer, side, angle):
         """Red tells the column of a pixel, green its row."""
-        height, width = (250, 250) if side < 300 else (2000, 2000)
+        height, width = (250, 250) if side < 300 else (800, 800)
         image = np.zeros((height, width, 3), np.float32)
         image[..., 0], image[..., 1] = np.meshgrid(np.linspace(0, 250, width), np.linspace(0, 250, height))
         image = np.rint(image).astype(np.uint8)
-        cells = 1 if side < 300 else 16
-        middle = mark(image, 120 if side < 300 else 960, 128 if side < 300 else 1024, cells)
+        middle = mark(image, 120, 128) if side < 300 else mark(image, 384, 416, cells=4)
         seen = []
-        # a larger face is found in the view of a fourth of the 2000 pixels
+        # the larger face is found in the view of 200 pixels, a fourth
         model = restorer(lambda face: seen.append(face) or face, side if side < 300 else side / 4, angle)
         assert model.run(image).info["faces"] >= 1
         (face,) = [part[0].permute(1, 2, 0).numpy() for part in seen[:1]]
         assert face.shape == (512, 512, 3)
         assert -1 <= face.min() < face.max() <= 1
-        slack = 1.5 if side < 300 else 12
+        slack = 1.5
         for point in POINTS[[0, 1, 3, 4]]:
             column, row = place(point, side, angle, middle)
             x, y = np.rint(point).astype(int)
@@ -211,11 +215,10 @@ class TestBlending:
 
     def test_a_face_larger_than_the_network_sees_keeps_its_grain(self, restorer):
         """Of a face of 900 pixels, the network sees every other one; what it does not see stays."""
-        image = np.random.default_rng(0).integers(90, 110, (1000, 1000, 3), dtype=np.uint8)
-        mark(image, 480, 480, cells=6)
-        model = restorer(brighter, 225)
-        change = model(image).astype(int) - image
-        middle = change[560:600, 400:600]
+        image = np.random.default_rng(0).integers(90, 110, (800, 800, 3), dtype=np.uint8)
+        mark(image, 384, 384, cells=4)
+        change = restorer(brighter, 225)(image).astype(int) - image
+        middle = change[460:500, 300:500]
         assert middle.min() >= 63
         assert middle.max() <= 65
 
@@ -233,14 +236,14 @@ class TestBlending:
 class TestFinding:
     def test_a_small_face_in_a_large_picture(self, restorer):
         """It is found in the size of 2048 pixels, in a tile that is not the first."""
-        image = grey(2600, 3900)
-        mark(image, 3000, 2000, cells=6)
+        image = grey(300, 3900)
+        mark(image, 3000, 120, cells=4)
         model = restorer(brighter, 60)
         result = model.run(image)
         assert result.info == {"faces": 1}
         rows, columns = np.nonzero((result.image != image).any(axis=2))
-        assert abs(columns.mean() - 3024) < 30
-        assert abs(rows.mean() - 2024) < 30
+        assert abs(columns.mean() - 3016) < 20
+        assert abs(rows.mean() - 136) < 20
 
     def test_one_that_is_seen_in_two_tiles_and_sizes_is_one(self, restorer):
         image = grey(900, 1000)
@@ -268,13 +271,15 @@ class TestFinding:
 class TestBackground:
     def test_it_is_made_by_a_pooled_upscaler(self, host, monkeypatch):
         """A RealESRGAN is one component, used by its own plugin and as the background of faces."""
-        monkeypatch.setattr(GFPGAN, "forward", lambda self, face, randomize_noise: (face, []))
+        monkeypatch.setattr(RestoreFormer, "forward", lambda self, face: (face, []))
         image = photograph(160, 200)
         mark(image, 96, 64)
-        with host.load(UPSCALER), host.load("GFPGANv1.4"):
-            result = host.run("GFPGANv1.4", image, parameters={"background": UPSCALER})
-            kinds = [part.kind for part in host.pool.stats().components]
-        assert len(kinds) == 3, "the network, the detector, the upscaler"
+        with host.load(UPSCALER):
+            held = host.pool.stats().components
+            result = host.run("RestoreFormer", image, parameters={"background": UPSCALER})
+            more = {part.key for part in host.pool.stats().components} - {part.key for part in held}
+        assert len(held) >= 1
+        assert {key.kind.rpartition(".")[2] for key in more} <= {"OpenCV face detector", "spandrel_network"}
         assert result.info == {"faces": 1}
         behind = host.process(UPSCALER, image, {"scale": 1})
         outside = np.ones((160, 200), bool)
@@ -292,8 +297,9 @@ class TestBackground:
 
     def test_the_detector_is_one_for_all(self, host):
         with host.load("RestoreFormer"), host.load("GFPGANv1.4"), host.load("CodeFormer"):
-            users = sorted(len(part.users) for part in host.pool.stats().components)
-        assert users == [1, 1, 1, 3]
+            held = host.pool.stats().components
+        (detector,) = [part for part in held if part.key.kind == "OpenCV face detector"]
+        assert len(detector.users) == 3
 
     def test_a_model_that_makes_none_is_an_error(self, host):
         image = np.asarray(PIL.Image.open(ROOT / "examples" / "astronaut.jpg").convert("RGB"))
@@ -353,7 +359,7 @@ class TestNetworks:
         image = photograph(160, 200)
         mark(image, 96, 64)
         result = host.process(name, image, parameters)
-        assert result[64:72, 96:104, 0].min() == 64, "of the blue mark"
+        assert result[66:70, 98:102, 0] == pytest.approx(64, abs=1), "of the blue mark"
         ((shape, least, how),) = calls
         assert (shape, how) == ((1, 3, 512, 512), given)
         assert least == -1
@@ -384,9 +390,10 @@ class TestNetworks:
 
     @pytest.mark.parametrize("weight", [-0.1, 1.1, "much"])
     def test_a_wrong_weight_is_refused_before_anything_is_loaded(self, host, weight):
+        before = host.pool.stats().counts
         with pytest.raises(RequestError, match="weight"):
             host.process("CodeFormer", photograph(), {"weight": weight})
-        assert host.pool.stats().components == ()
+        assert host.pool.stats().counts == before
 
     @pytest.mark.parametrize("package", ["spandrel", "spandrel_extra_arches"])
     def test_without_the_extra_it_says_what_to_install(self, monkeypatch, plugins, package):
