@@ -23,7 +23,7 @@ from iopaint_core.pictures import (
     read_picture,
     write_picture,
 )
-from iopaint_core.results import SUFFIXES, describe_result, write_result
+from iopaint_core.results import SUFFIXES, describe_result, repaired, write_result
 from iopaint_core.schema import Task, describe
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _make_folder(folder: Path) -> None:
 def _side_by_side(picture: Picture, mask: Mask | None, result: Result) -> Picture:
     import PIL.Image
 
-    shown = result.mask if result.image is None else picture.repaired(result.image).rgb
+    shown = result.mask if result.image is None else repaired(picture, result.image, result).rgb
     panels = [PIL.Image.fromarray(array) for array in (picture.rgb, mask, shown) if array is not None]
     canvas = PIL.Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
     left = 0

@@ -156,6 +156,8 @@ def run_chain(
                 mask = None if mask is None else _resized(mask, image)
             whole = _merged(whole, result)
     summary: dict[str, object] = {"steps": infos}
+    if any(each.get("in_colour") is True for each in infos):
+        summary["in_colour"] = True
     if image is given_image:
         image = image.copy()
         if any("skipped" in each for each in infos):

@@ -81,11 +81,12 @@ class Picture:
 
         return np.array(self._to_rgb(self.samples))
 
-    def repaired(self, rgb: Image) -> Picture:
+    def repaired(self, rgb: Image, *, in_colour: bool = False) -> Picture:
         """This picture with what a model returned, `(H, W, 3)` or, with transparency, `(H, W, 4)`.
 
         Pixels that equal `self.rgb` keep the file's samples; transparency is kept unless the model returns
-        its own. A result of another size replaces the picture, its transparency resized.
+        its own. A result of another size replaces the picture, its transparency resized; so does any result of a
+        grey picture that is to be `in_colour`.
         """
         import numpy as np
         import PIL.Image
@@ -93,7 +94,7 @@ class Picture:
         result = PIL.Image.fromarray(rgb)
         if result.mode == "RGBA":
             return self._with_samples(result)
-        if result.size != self.samples.size:
+        if result.size != self.samples.size or (in_colour and self.samples.mode in {"L", "LA", _DEEP}):
             if "A" in self.samples.getbands():
                 result.putalpha(self.samples.getchannel("A").resize(result.size, PIL.Image.Resampling.LANCZOS))
             return self._with_samples(result)

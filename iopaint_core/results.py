@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from iopaint_core.imaging import Map
+    from iopaint_core.imaging import Image, Map
     from iopaint_core.schema import Result
 
 SUFFIXES = (*FORMATS, ".npy", ".json")
@@ -70,7 +70,7 @@ def _write_main(result: Result, picture: Picture, path: Path, quality: int) -> b
     if suffix == ".npy":
         _write_array(path, main)
     elif result.image is not None:
-        write_picture(picture.repaired(result.image), path, quality=quality)
+        write_picture(repaired(picture, result.image, result), path, quality=quality)
     elif result.masks is not None:
         write_picture(Picture(PIL.Image.fromarray(main)), path, quality=quality)
     elif suffix == ".png":
@@ -78,6 +78,11 @@ def _write_main(result: Result, picture: Picture, path: Path, quality: int) -> b
     else:
         return False
     return True
+
+
+def repaired(picture: Picture, image: Image, result: Result) -> Picture:
+    """Return a picture with the image of a result of it."""
+    return picture.repaired(image, in_colour=result.info.get("in_colour") is True)
 
 
 def describe_result(result: Result) -> Mapping[str, object]:

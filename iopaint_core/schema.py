@@ -130,7 +130,8 @@ class Result:
     """Values for each pixel by name, `(H, W)` or `(H, W, C)`: `{"depth": ...}`."""
     info: Mapping[str, object] = field(default_factory=dict)
     """What else is to be known, as JSON can hold it: the seed that was drawn, faces found. `unchanged` is True if
-    nothing was found to work on, so that the image is as it was."""
+    nothing was found to work on, so that the image is as it was; `in_colour`, if a grey picture becomes one in
+    colour."""
 
     @property
     def mask(self) -> Mask | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iopaint_core import ImageModel, ModelInfo, Task, WeightFile, WeightsError, hookimpl
+from iopaint_core import ImageModel, ModelInfo, Result, Task, WeightFile, WeightsError, hookimpl
 from iopaint_plugins._spandrel import check_numbers, missing_spandrel, spandrel_component
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Colorize(ImageModel):
         self._network = network
         self._device = device
 
-    def forward(self, image: Image, parameters: ImageParameters) -> Image:  # noqa: ARG002 - it reads none
+    def forward(self, image: Image, parameters: ImageParameters) -> Result:  # noqa: ARG002 - it reads none
         """Join the colours in CIE Lab, as the network's authors do."""
         import cv2
         import numpy as np
@@ -55,7 +55,7 @@ class Colorize(ImageModel):
             lab = np.dstack([_lightness(image[rows]), colours[rows]])
             rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
             image[rows] = np.rint(rgb.clip(0, 1) * 255)
-        return image
+        return Result(image, info={"in_colour": True})
 
     def _colours(self, image: Image) -> NDArray[np.float32]:
         """Return a and b of CIE Lab, `(512, 512, 2)`."""
@@ -107,10 +107,10 @@ def iopaint_load_model(info: ModelInfo, context: LoadContext) -> Colorize:
     """Load the network. Raises `WeightsError` for a file of another one."""
     file = context.weights(info.weights[0].filename)
     network: Network = context.share({"network": spandrel_component(file, context)})["network"]
-    descriptor = network.descriptor
-    if descriptor.architecture.id != "DDColor" or descriptor.model.num_output_channels != 2:
+    found = network.descriptor.architecture
+    if found.id != "DDColor":
         raise WeightsError(
-            f"{file} is a network of {descriptor.architecture.name}: expected DDColor, which gives two colours",
+            f"{file} is a network of {found.name}: expected DDColor",
             "Leave out what names this file, and the published one is fetched",
         )
     return Colorize(network, context.device)

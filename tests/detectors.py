@@ -7,7 +7,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxfiles import save
 
 POINTS = np.array(
-    [[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043], [313.08905, 371.15118]]
+    [
+        [192.98138, 239.94708],
+        [318.90277, 240.1936],
+        [256.63416, 314.01935],
+        [201.26117, 371.41043],
+        [313.08905, 371.15118],
+    ]
 )
 """The five points of an aligned face of 512 x 512 pixels."""
 BLUE = (0, 0, 255)

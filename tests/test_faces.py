@@ -61,7 +61,9 @@ def full_size_state(cls):
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
     rows = {name: shape[2:] if shape[:1] == (1,) else shape[1:] for name, shape in shapes.items()}
     return {
-        name: noise[: rows[name].numel()].view(rows[name]).expand(shape) if shape.numel() > 1 else noise[:1].view(shape)
+        name: noise[: rows[name].numel()].view(rows[name]).expand(shape)
+        if shape.numel() > 1
+        else noise[:1].view(shape)
         for name, shape in shapes.items()
     }
 
@@ -444,7 +446,9 @@ def test_grey_and_transparent_pictures(restorer, tmp_path, mode):
 
 
 def test_their_parameters_are_in_the_table():
-    table = (ROOT / "docs" / "parameters.md").read_text().partition("## Restorers of faces")[2].partition("\n## ")[0]
+    table = (
+        (ROOT / "docs" / "parameters.md").read_text().partition("## Restorers of faces")[2].partition("\n## ")[0]
+    )
     assert FaceParameters().background == ""
     assert '| `background` | `""` |' in table
     assert f"| `weight` | `{codeformer.CodeFormerParameters().weight}` |" in table
