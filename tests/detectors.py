@@ -27,7 +27,7 @@ def mark(image, x, y, cells=1):
 
 
 def face_points(side, angle=0.0):
-    """Where the five points are of a face that fills a square of that side, turned by an angle, around its middle."""
+    """Where the five points are of a face in a square of that side, turned by an angle, from its middle on."""
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return (POINTS - 255.5) @ turn * side / 512
 

@@ -217,10 +217,10 @@ def test_the_command_line_makes_a_grey_file_one_in_colour(host, colours, tmp_pat
     colours(lambda pixels: torch.full((1, 2, 512, 512), 30.0))
     PIL.Image.fromarray(np.full((20, 30), 120, np.uint8)).save(tmp_path / "in.jpg")
     for concat in (False, True):
-        jobs = plan(tmp_path / "in.jpg", None, tmp_path / "out.jpg")
+        jobs = plan(tmp_path / "in.jpg", None, tmp_path / f"{concat}.jpg")
         (outcome,) = run(host, TINY, jobs, Options(concat=concat))
         assert outcome.status is Status.REPAIRED
-        with PIL.Image.open(tmp_path / "out.jpg") as out:
+        with PIL.Image.open(tmp_path / f"{concat}.jpg") as out:
             assert out.mode == "RGB"
             red, _, blue = np.asarray(out)[10, -10].astype(int)
             assert red - blue > 20
