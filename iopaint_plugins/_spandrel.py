@@ -28,8 +28,6 @@ class Descriptor(Protocol):
     model: nn.Module
     architecture: Any
     """Has an `id` and a `name`."""
-    model: Any
-    """The architecture's own module, for what the descriptor's call does not pass on."""
     purpose: str
     """SR, FaceSR, Inpainting or Restoration."""
     scale: int
