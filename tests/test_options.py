@@ -624,17 +624,22 @@ class TestUnavailable:
         sam = "torch is not installed: pip install 'iopaint-core[segment]'"
         diffusion = "torch and diffusers are not installed: pip install 'iopaint-core[diffusion]'"
         matting = "onnxruntime is not installed: pip install 'iopaint-core[matting]'"
-        assert [entry for entry in eval(listed) if entry[1] != matting] == [
-            ("mine.safetensors", diffusion),
-            *[("erase-person", ""), ("erase-text", "")],
-            ("mobile_sam", interactive_seg.MOBILE_SAM.unavailable),
-            *[(name, sam) for name in sorted(interactive_seg.MODELS)],
-            *[("anime-lama", lama), ("lama", lama)],
-            *[("cv2", ""), ("patchmatch", ""), ("person", "")],
-            *[("RealESRGAN_4x", lama), ("RealESRGAN_x4plus", lama), ("RealESRGAN_x4plus_anime_6B", lama)],
-            *[("realesr-general-x4v3", lama), ("text", "")],
-        ]
-        assert ("u2net", matting) in eval(listed)
+        reasons = dict(eval(listed))
+        assert {name for name, reason in reasons.items() if not reason} == {
+            *("cv2", "erase-person", "erase-text", "patchmatch", "person", "text")
+        }
+        restore = ["lama", "anime-lama", "realesr-general-x4v3", "GFPGANv1.4", "CodeFormer"]
+        restore += ["piddnad/ddcolor_modelscope"]
+        assert (
+            reasons.items()
+            >= {
+                "mine.safetensors": diffusion,
+                "mobile_sam": interactive_seg.MOBILE_SAM.unavailable,
+                **dict.fromkeys(interactive_seg.MODELS, sam),
+                **dict.fromkeys(restore, lama),
+                **dict.fromkeys(["u2net", "birefnet-general"], matting),
+            }.items()
+        )
 
     def test_damaged_files_are_listed_with_the_reason_beside_sound_ones(self, home, plugins):
         folder = home / "stable_diffusion"
