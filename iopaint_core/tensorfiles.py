@@ -199,11 +199,13 @@ class TensorFiles:
         """All tensors as flat `uint8` arrays, in the order of their canonical names; memory-mapped."""
         import torch
 
+        def flat(tensor: Tensor) -> Bytes:
+            tensor = tensor.detach().contiguous()
+            values: Bytes = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()  # strides may be 0
+            return values
+
         tensors = self.open()
-        return {
-            canonical: tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
-            for canonical, name in self.canonical().items()
-        }
+        return {canonical: flat(tensors[name]) for canonical, name in self.canonical().items()}
 
     def stamp(self) -> Stamp:
         """Changes when a file is written to or replaced."""

@@ -110,9 +110,15 @@ class TestIdentity:
         assert held(load(path, context), load(save(state, tmp_path / "b.pth"), context)) == 1
 
     def test_tensors_that_share_their_storage(self, context, tmp_path):
-        """Views of one storage, not contiguous, are what a copy of them is."""
+        """Views of one storage, contiguous or not, are what a copy of them is."""
         base = torch.arange(24.0).reshape(2, 3, 4)
-        views = {"a": base[0], "b": base[1].T, "c": base[0, 0]}
+        views = {
+            "a": base[0],
+            "b": base[1].T,
+            "c": base[0, 0],
+            "d": base[0, 0, 0].expand(1, 1),
+            "e": base[0, 0, :0],
+        }
         save(views, tmp_path / "a.pth")
         save_file({name: tensor.clone().contiguous() for name, tensor in views.items()}, tmp_path / "a.safetensors")
         files = [TensorFiles((tmp_path / name,)) for name in ("a.pth", "a.safetensors")]
