@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 
 _SERVER = """
-import email.policy, email.parser, gc, json, os, random, socket, sys, tempfile, zipfile
+import atexit, email.policy, email.parser, gc, json, os, random, socket, sys, tempfile, zipfile
 import cv2, filelock, httpx, importlib_metadata, numpy, PIL.Image, platformdirs.unix, pydantic
 import iopaint_core.batch, iopaint_core.manager
 import iopaint_plugins.diffusion, iopaint_plugins.lama, iopaint_plugins.opencv, iopaint_plugins.patchmatch
 import iopaint_plugins.erase, iopaint_plugins.interactive_seg, iopaint_plugins.person, iopaint_plugins.text
+import iopaint_plugins.realesrgan, iopaint_plugins.removebg, iopaint_plugins.upscale
 from iopaint_core import cli
 
 PIL.Image.preinit()
@@ -33,7 +34,18 @@ os.chdir(job["folder"])
 for number, path in enumerate([os.devnull, job["output"], job["errors"]]):
     os.dup2(os.open(path, os.O_WRONLY if number else os.O_RDONLY), number)
 sys.argv = ["iopaint-core", *job["arguments"]]
-cli.main()
+
+@atexit.register  # and so run last
+def end():  # before all that was imported is taken apart, and so copied
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+code = 1
+try:
+    cli.main()
+except SystemExit as ended:
+    code = ended.code
 """
 
 

@@ -93,10 +93,11 @@ def _empty_machine(tmp_path, monkeypatch):
     """Nothing is set, and no other program has models or weights here."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))  # or each client parses all certificates, for plain HTTP
     for name in (
         *("IOPAINT_PLUGINS", "IOPAINT_DISABLE_PLUGINS", "IOPAINT_OFFLINE", "IOPAINT_HOME", "IOPAINT_MODEL_DIRS"),
         *("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"),
-        *("XDG_CACHE_HOME", "TORCH_HOME", "U2NET_HOME"),
+        *("XDG_CACHE_HOME", "TORCH_HOME", "U2NET_HOME", "SSL_CERT_FILE"),
     ):
         monkeypatch.delenv(name, raising=False)
 

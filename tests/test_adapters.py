@@ -135,7 +135,7 @@ class TestLoras:
     def test_that_of_latent_consistency_comes_with_its_sampler(self, home, tmp_path, monkeypatch):
         ORIGINALS["sd1 inpainting"](home / "model")
         file = save_lora(tmp_path / "lcm" / "pytorch_lora_weights.safetensors", unet_of(home / "model"))
-        request = replace(REQUEST, sd_lcm_lora=True, sd_steps=4, sd_strength=1.0, sd_guidance_scale=1.0)
+        request = replace(REQUEST, sd_lcm_lora=True, sd_steps=2, sd_strength=1.0, sd_guidance_scale=1.0)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(ModelLoadError, match="latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights"):
             ModelManager().inpaint("model", IMAGE, MASK, request)

@@ -432,21 +432,41 @@ def count(callee, calls):
     return 1 + sum(count(other, calls) for other in calls.get(callee[0], ()))
 
 
-@settings(max_examples=60)
-@given(crowds(in_order=True))
-def test_requests_without_a_circle_all_succeed(crowd):
-    models, requests = crowd
+def all_succeed(models, requests):
     assert run_requests(models, requests) == [count(*request) for request in requests]
     models.assert_nothing_held()
 
 
-@settings(max_examples=60)
-@given(crowds(in_order=False))
-def test_requests_with_any_circles_end_and_leave_nothing_held(crowd):
-    models, requests = crowd
+@settings(max_examples=30)
+@given(crowds(in_order=True))
+def test_requests_without_a_circle_all_succeed(crowd):
+    all_succeed(*crowd)
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(crowds(in_order=True))
+def test_many_requests_without_a_circle_all_succeed(crowd):
+    all_succeed(*crowd)
+
+
+def all_end(models, requests):
     for request, outcome in zip(requests, run_requests(models, requests), strict=True):
         if isinstance(outcome, PoolError):
             assert "would never end" in str(outcome) or "was called within a call of" in str(outcome)
         else:
             assert outcome == count(*request)
     models.assert_nothing_held()
+
+
+@settings(max_examples=30)
+@given(crowds(in_order=False))
+def test_requests_with_any_circles_end_and_leave_nothing_held(crowd):
+    all_end(*crowd)
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(crowds(in_order=False))
+def test_many_requests_with_any_circles_end_and_leave_nothing_held(crowd):
+    all_end(*crowd)

@@ -4,9 +4,10 @@ import json
 import textwrap
 
 import numpy as np
+import PIL.Image
 import pytest
 from click.testing import CliRunner
-from test_cli import MASK, PHOTO
+from conftest import photograph
 
 from iopaint_core import read_picture
 from iopaint_core.cli import main
@@ -61,8 +62,15 @@ def iopaint_load_model(info, context):
 def folder(tmp_path, monkeypatch):
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "paint.py").write_text(textwrap.dedent(PLUGIN))
+    mask = np.zeros((32, 48), np.uint8)
+    mask[10:20, 10:20] = 255
+    PIL.Image.fromarray(photograph(32, 48)).save(tmp_path / "photo.png")
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+FILES = ("--image", "photo.png", "--mask", "mask.png")
 
 
 def command(*arguments):
@@ -70,7 +78,7 @@ def command(*arguments):
 
 
 def run(*arguments):
-    return command("run", "--model", "paint", "--image", PHOTO, "--mask", MASK, "--output", "out.png", *arguments)
+    return command("run", "--model", "paint", *FILES, "--output", "out.png", *arguments)
 
 
 class TestParameters:
@@ -162,8 +170,7 @@ class TestRun:
 
     def test_a_prompt_of_the_shell_reaches_opencv(self, folder):
         for name, more in (("plain", ()), ("telea", ("-p", "cv2_flag=INPAINT_TELEA", "-p", "cv2_radius=9"))):
-            files = ("--image", PHOTO, "--mask", MASK, "--output", f"{name}.png")
-            done = command("run", "--model", "cv2", *files, *more)
+            done = command("run", "--model", "cv2", *FILES, "--output", f"{name}.png", *more)
             assert done.exit_code == 0, done.stderr
         plain, telea = (read_picture(folder / f"{name}.png").rgb for name in ("plain", "telea"))
         assert not np.array_equal(plain, telea)

@@ -17,10 +17,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import cv2
 import numpy as np
+import PIL.Image
 import pip
 import pytest
 from commands import Commands
-from conftest import ROOT
+from conftest import ROOT, photograph
 from packaging.requirements import Requirement
 
 from iopaint_core import read_picture
@@ -308,6 +309,10 @@ def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_nev
     examples, tmp_path, monkeypatch, erasing_service
 ):
     url, key, asked = erasing_service
+    photo, mask, covered = tmp_path / "photo.png", tmp_path / "mask.png", np.zeros((64, 96), np.uint8)
+    covered[10:50, 10:50] = 255
+    PIL.Image.fromarray(photograph(64, 96)).save(photo)
+    PIL.Image.fromarray(covered).save(mask)
     monkeypatch.setenv("IOPAINT_HOME", str(tmp_path / "home"))
     told = []
 
@@ -317,7 +322,7 @@ def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_nev
         return done.returncode
 
     def repair(*options, model="service-erase", output="out.png"):
-        files = ("--image", PHOTO, "--mask", MASK, "--output", output)
+        files = ("--image", photo, "--mask", mask, "--output", output)
         return call("-v", "run", "--model", model, *files, *options)
 
     assert repair("-o", f"url={url}") == 1
@@ -352,7 +357,7 @@ def test_a_third_partys_service_is_run_with_the_hosts_options_and_its_key_is_nev
     assert call("doctor") == 1
     assert repair() == 2
     (tmp_path / "home" / "options.toml").unlink()
-    host = [examples.bin / "python", "-c", HOST, PHOTO, MASK, url, key]
+    host = [examples.bin / "python", "-c", HOST, photo, mask, url, key]
     done = subprocess.run(host, capture_output=True, text=True, check=True, env=surroundings(), cwd=tmp_path)
     told.append(done.stdout + done.stderr)
     assert told[-1].startswith("True\nTrue\n")

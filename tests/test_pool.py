@@ -26,7 +26,7 @@ from iopaint_core.turns import DeviceSlots, Turn
 
 
 class TestPool(PoolMachine.TestCase):
-    settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+    settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
 class Fake(Model):

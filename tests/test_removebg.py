@@ -107,7 +107,26 @@ def test_without_onnxruntime_they_are_listed_as_unavailable(monkeypatch):
     assert reasons == {"onnxruntime is not installed: pip install 'iopaint-core[matting]'"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "u2net_cloth_seg"])
+@pytest.mark.parametrize("name", MODELS)
+def test_each_is_run_as_rembg_runs_it(name):
+    size, norm, gives_logits = MODELS[name]
+    network = removebg._MODELS[name].network
+    assert network == removebg.Network(size, norm, gives_logits, network.labels)
+    assert bool(network.labels) == (name == "u2net_cloth_seg")
+
+
+OF_EACH_KIND = {how: name for name, how in MODELS.items()}.values()
+"""Those that run in the quick suite: one for each size, norm and output."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow)
+        for name in MODELS
+        if name != "u2net_cloth_seg"
+    ],
+)
 def test_a_cut_out_and_its_matte_as_rembg_makes_them(name, host, files):
     size, (mean, deviation), sigmoid = MODELS[name]
     result = host.run(name, PHOTO)
