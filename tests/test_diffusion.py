@@ -541,9 +541,9 @@ class TestSafetyChecker:
 
 
 class TestThreads:
-    @pytest.mark.parametrize("rounds", [10, pytest.param(50, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("rounds", [15, pytest.param(50, marks=pytest.mark.slow)])
     def test_models_that_share_components_paint_what_each_paints_alone(self, model, home, rounds):
-        """8 threads, 4 models of which each two share a UNet, 40 requests (200): samplers, seeds, LoRAs."""
+        """8 threads, 4 models of which each two share a UNet, 60 requests (200): samplers, seeds, LoRAs."""
         for name in ("two", "three", "four"):
             shutil.copytree(model, home / name)
         for name in ("three", "four"):
