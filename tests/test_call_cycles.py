@@ -459,7 +459,7 @@ def all_end(models, requests):
     models.assert_nothing_held()
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(crowds(in_order=False))
 def test_requests_with_any_circles_end_and_leave_nothing_held(crowd):
     all_end(*crowd)
