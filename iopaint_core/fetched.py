@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import stat
@@ -24,6 +25,7 @@ _LONGEST = 64
 _OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
+@functools.cache
 def plugin_folder(distribution: str, plugin: str) -> Path:
     """Return the relative folder of a plugin: `<distribution>/<plugin>`, which no other plugin has.
 

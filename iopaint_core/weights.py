@@ -290,7 +290,13 @@ class WeightStore:
         return self._folder / re.sub(r"[^\w.-]", "_", plugin or "_")
 
     def _is_inside(self, place: Path) -> bool:
-        return place.parent.resolve().is_relative_to(self._folder.resolve())
+        """Whether no link below the folder of weights leads a place out of it."""
+        path = str(self._folder)
+        for part in place.parts[len(self._folder.parts) : -1]:
+            path = os.path.join(path, part)  # noqa: PTH118 - a list of models asks hundreds of times
+            if os.path.islink(path):  # noqa: PTH114 - as above
+                return place.parent.resolve().is_relative_to(self._folder.resolve())
+        return True
 
     def _check_inside(self, place: Path) -> None:
         """Raise `WeightsError` if a link leads a place out of the store."""
