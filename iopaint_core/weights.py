@@ -246,7 +246,8 @@ class WeightStore:
                 yield cached
         place = self.place(info, file)
         self._check_inside(place)
-        yield from (path for path in self._own_places(info, file) if self._is_inside(path))
+        if self._folder.is_dir():
+            yield from (path for path in self._own_places(info, file) if self._is_inside(path))
         name = Path(file.filename).name
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         for hub in (os.environ.get("TORCH_HOME"), cache / "torch"):

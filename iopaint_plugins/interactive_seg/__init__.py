@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from iopaint_core import MaskParameters, ModelInfo, Task, WeightFile, WeightsError, hookimpl, missing_packages
-from iopaint_plugins.interactive_seg.models import Sam3Parameters
+from iopaint_plugins.interactive_seg.parameters import Sam3Parameters
 
 if TYPE_CHECKING:
     from iopaint_core import LoadContext, MaskModel

@@ -8,11 +8,10 @@ Anything with Concepts", 2025. What goes in and comes out is brought to size as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from annotated_types import Ge, Le
-
-from iopaint_core import Hint, InputError, MaskModel, MaskParameters, Result
+from iopaint_core import InputError, MaskModel, MaskParameters, Result
+from iopaint_plugins.interactive_seg.parameters import Sam3Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -247,16 +246,6 @@ class Segmenter(MaskModel[MaskParameters]):
         if mask is not None:
             prompts["input_masks"] = frame.mask_logits(mask, self._mask_size).to(self._network.dtype)
         return {name: prompt.to(self._network.device) for name, prompt in prompts.items()}
-
-
-@dataclass(frozen=True)
-class Sam3Parameters(MaskParameters):
-    """How to run `sam3`."""
-
-    prompt: str = ""
-    """What to find, in a few words: `striped cat`. Without it, what is like what `boxes` show."""
-    threshold: Annotated[float, Ge(0), Le(1), Hint(widget="slider")] = 0.5
-    """How sure the model is to be of each thing."""
 
 
 class Sam3(MaskModel[Sam3Parameters]):
