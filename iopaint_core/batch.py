@@ -118,7 +118,7 @@ def run(manager: ModelManager, model: str | Sequence[Step], jobs: list[Job], opt
     masked = any(job.masks is not None for job in jobs)
     if not isinstance(model, str):
         check_chain(manager, model, masked=masked)
-        for job in _for_task(manager.find(model[-1].model).task, jobs):
+        for job in _for_task(manager.find(model[-1].model).task, jobs, options):
             yield _attempt(lambda image, mask: manager.chain(image, model, mask=mask), job, options)
         return
     task, parsed = manager.find(model).task, manager.parse(model, options.parameters)
@@ -133,13 +133,13 @@ def run(manager: ModelManager, model: str | Sequence[Step], jobs: list[Job], opt
         return manager.call(lease, lambda loaded: loaded.run(image, mask=mask, parameters=parsed))
 
     with lease:
-        for job in _for_task(task, jobs):
+        for job in _for_task(task, jobs, options):
             yield _attempt(call, job, options, needs_mask=model_class(task) is InpaintModel and not extends)
 
 
-def _for_task(task: Task, jobs: list[Job]) -> list[Job]:
+def _for_task(task: Task, jobs: list[Job], options: Options) -> list[Job]:
     """Return the jobs of a task; a cut-out is a PNG file where the picture's own format holds no transparency."""
-    if task != Task.MATTING:
+    if task != Task.MATTING or options.concat:
         return jobs
     changed = [job for job in jobs if job.cut_out is not None]
     if changed:
@@ -171,11 +171,12 @@ def _folder_jobs(folder: Path, mask: Path | None, output: Path, recursive: bool)
         for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
         if _is_picture(path) and not any(path.resolve().is_relative_to(other) for other in others)
     ]
-    namesakes = Counter(path.with_suffix("") for path in found)
+    stems = [str(path.with_suffix("")).casefold() for path in found]
+    count = Counter(stems)
     jobs = []
-    for path in found:
+    for path, stem in zip(found, stems, strict=True):
         result = output / path.relative_to(folder)
-        png = result.with_name(f"{result.name if namesakes[path.with_suffix('')] > 1 else result.stem}.png")
+        png = result.with_name(f"{result.name if count[stem] > 1 else result.stem}.png")
         jobs.append(Job(path, _masks_of(path, folder, mask), result, None if holds_transparency(path) else png))
     if not jobs:
         hint = "" if recursive else " (--recursive looks into its folders too)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from iopaint_core.errors import (
@@ -18,7 +18,7 @@ from iopaint_core.schema import ModelInfo, ModelType, PluginInfo, Problem, Stage
 from iopaint_core.values import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def scan(plugins: PluginManager | None = None) -> ScanReport:
         found, faults = _accept(plugin, task, announced)
         models += found
         problems += [plugins.problem(plugin, Stage.SCAN, fault) for fault in faults]
-    return ScanReport(tuple(models), plugins.plugins, plugins.problems + tuple(problems))
+    usable = tuple(_usable(info, models) for info in models)
+    return ScanReport(usable, plugins.plugins, plugins.problems + tuple(problems))
 
 
 def scan_models(plugins: PluginManager | None = None) -> list[ModelInfo]:
@@ -83,6 +84,18 @@ def find_model(name: str, models: Iterable[ModelInfo]) -> ModelInfo:
         f"{remedy} `iopaint-core list` shows all".strip(),
         choices,
     )
+
+
+def _usable(info: ModelInfo, models: Sequence[ModelInfo]) -> ModelInfo:
+    """Return a model, marked as unavailable if one that it requires is."""
+    if not info.requires or info.unavailable:
+        return info
+    try:
+        required = with_required(info, lambda name: find_model(name, models))
+    except UnavailableModelError:  # there is no such model: whoever loads it is told
+        return info
+    reason = next((f"it requires {each.name}: {each.unavailable}" for each in required if each.unavailable), "")
+    return replace(info, unavailable=reason) if reason else info
 
 
 def with_required(info: ModelInfo, find: Callable[[str], ModelInfo]) -> list[ModelInfo]:

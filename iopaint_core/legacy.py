@@ -74,7 +74,7 @@ class LegacyPlugin(BasePlugin):
     ) -> None:
         self._cls = cls
         self._arguments = arguments
-        self.name = str(getattr(cls, "name", None) or cls.__name__)
+        self.name = str(getattr(cls, "name", None) or getattr(cls, "__name__", "plugin"))
         announced = [ModelInfo(model) if isinstance(model, str) else model for model in models or (self.name,)]
         images, masks = (getattr(cls, f"support_gen_{kind}", False) is True for kind in ("image", "mask"))
         if not (images or masks):

@@ -102,6 +102,15 @@ class _WeightFiles(NamedTuple):
     files: Fingerprints
 
 
+_indexes: weakref.WeakKeyDictionary[ModelPool[Model], dict[Path, IdentityIndex]] = weakref.WeakKeyDictionary()
+
+
+def _index_of(pool: ModelPool[Model], cache: Path) -> IdentityIndex:
+    """Return what names the weights in a pool: one for all managers that share it, so that equal ones are one."""
+    path = None if cache == Path() else cache / "digests.sqlite"
+    return _indexes.setdefault(pool, {}).setdefault(cache, IdentityIndex(path))
+
+
 class ModelManager:
     """Lists, loads and runs the models of all plugins; many threads may call it.
 
@@ -150,8 +159,7 @@ class ModelManager:
         """Where the store had the weights of a model, and what they were."""
         self._loaded: set[ModelKey] = set()
         """What was loaded here, and may be in the pool still."""
-        cached = self.context.cache != Path()
-        self._index = IdentityIndex(self.context.cache / "digests.sqlite" if cached else None)
+        self._index = _index_of(self.pool, self.context.cache)
         self._kept: tuple[ModelKey, Lease[Model]] | None = None
         self._concurrency = concurrency or ((os.cpu_count() or 1) if self.context.device == "cpu" else 1)
         self._renew()

@@ -57,13 +57,22 @@ def installed_plugins() -> list[InstalledPlugin]:
     """
     import importlib_metadata
 
-    found: dict[object, list[InstalledPlugin]] = {}
-    for distribution in importlib_metadata.distributions():
-        plugins = _offered(distribution)
-        if plugins:
-            name = plugins[0].info.distribution
-            found.setdefault(distribution if name == UNKNOWN else normalise(name), plugins)
-    return [plugin for plugins in found.values() for plugin in plugins]
+    return [
+        plugin
+        for distribution in importlib_metadata.distributions()
+        for plugin in _offered(distribution)
+        if _is_first(distribution, plugin.info)
+    ]
+
+
+def _is_first(distribution: IDistribution, info: PluginInfo) -> bool:
+    """Tell whether Python imports this copy of a package, and not another that comes before it on `sys.path`."""
+    import importlib_metadata
+
+    if info.distribution == UNKNOWN:
+        return True
+    first = next(iter(importlib_metadata.distributions(name=info.distribution)), distribution)
+    return first.locate_file("") == distribution.locate_file("")
 
 
 def _offered(distribution: IDistribution) -> list[InstalledPlugin]:

@@ -175,23 +175,28 @@ class ModelPool(Generic[M]):
         """
         model = lease._entry
         growing = [part for part in model.parts if part.component.scratch is not None]
-        self._recharge(growing, calls=1)
+        self._count_calls(growing, 1)
         try:
+            self._recharge(growing)
             yield
         finally:
-            self._recharge(growing, calls=-1)
-            self._recharge([model])
+            self._count_calls(growing, -1)
+            self._recharge([*growing, model])
 
-    def _recharge(self, entries: Iterable[Entry], calls: int = 0) -> None:
-        """Charge what entries take by now, with as many calls more."""
+    def _count_calls(self, entries: Iterable[Entry], calls: int) -> None:
+        with self._lock:
+            for entry in entries:
+                entry.calls += calls
+
+    def _recharge(self, entries: Iterable[Entry]) -> None:
+        """Charge what entries take by now, and the calls that use them."""
         for entry in entries:
             component, value = entry.component, entry.value
-            if component.measure is None or value is None:
+            if value is None or (component.measure is None and component.scratch is None):
                 continue
-            nbytes = component.measure(value)
+            nbytes = component.nbytes if component.measure is None else component.measure(value)
             scratch = 0 if component.scratch is None else component.scratch(value)
             with self._lock:
-                entry.calls += calls
                 self._table.recharge(entry, nbytes + entry.calls * scratch)
             self._settle()
 

@@ -97,8 +97,11 @@ class WeightStore:
         self._pause = pause
 
     def place(self, info: ModelInfo, file: WeightFile) -> Path:
-        """Where a file of a model is to be put by hand, or comes when it is fetched from a URL."""
-        return self._folder / plugin_folder(info.distribution, info.plugin_name) / file.filename
+        """Where a file of a model is to be put by hand, or comes when it is fetched from a URL.
+
+        Those of repositories have names such as `model.safetensors`: each repository has a folder of its own.
+        """
+        return self._folder / plugin_folder(info.distribution, info.plugin_name) / file.repo / file.filename
 
     def data_dir(self, info: ModelInfo) -> Path:
         """Return the folder of a model's plugin for what it wants to keep; it may not exist yet."""
@@ -248,6 +251,8 @@ class WeightStore:
         self._check_inside(place)
         if self._folder.is_dir():
             yield from (path for path in self._own_places(info, file) if self._is_inside(path))
+        if file.repo and file.digest is None:  # `model.safetensors` elsewhere may be anything
+            return
         name = Path(file.filename).name
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         for hub in (os.environ.get("TORCH_HOME"), cache / "torch"):
@@ -295,7 +300,7 @@ class WeightStore:
         path = str(self._folder)
         for part in place.parts[len(self._folder.parts) : -1]:
             path = os.path.join(path, part)  # noqa: PTH118 - a list of models asks hundreds of times
-            if os.path.islink(path):  # noqa: PTH114 - as above
+            if os.name == "nt" or os.path.islink(path):  # noqa: PTH114 - as above; junctions of Windows are no links
                 return place.parent.resolve().is_relative_to(self._folder.resolve())
         return True
 

@@ -30,7 +30,8 @@ def upscale_in_tiles(
 ) -> Image:
     """Return an image that is `scale` times larger, of RGB `uint8` tiles that `upscale` makes so much larger.
 
-    `upscale` sees `tile` pixels on each side at most, their context included. Tiles begin at multiples of
+    `upscale` sees `tile` pixels on each side at most, their context included, or three times `multiple_of` if that
+    is more. Tiles begin at multiples of
     `multiple_of`, as networks with windows have it. Besides the result, no memory grows with the image. Where
     memory runs out in a tile, smaller ones are taken from there on, down to `MIN_TILE`; then its error is raised.
     """

@@ -52,7 +52,7 @@ class UpscaleParameters(ImageParameters):
     """How an upscaler takes a large image."""
 
     tile: Annotated[int, Ge(MIN_TILE), Le(4096), Hint(unit="px")] = 256
-    """The network sees squares of at most this side at once: larger ones are a little quicker, and take memory by
+    """The network sees squares of about this side at once: larger ones are a little quicker, and take memory by
     their area. Where memory runs out, smaller ones are taken."""
 
 

@@ -161,7 +161,10 @@ class TestBoth:
 def test_without_the_extra_erase_text_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with ModelManager() as manager:
-        with pytest.raises(UnavailableModelError, match=r"text, which erase-text requires.*iopaint-core\[text\]"):
+        listed = {info.name: info.unavailable for info in manager.scan().models}
+        assert listed["text"] in listed["erase-text"]
+        assert not listed["erase-person"]
+        with pytest.raises(UnavailableModelError, match=r"erase-text .* requires text: .*iopaint-core\[text\]"):
             manager.run("erase-text", SKY)
         assert manager.run("erase-person", SKY).info["unchanged"] is True
 

@@ -594,6 +594,16 @@ class TestBrokenMetadata:
         assert "Install its package again" in told
         assert "-U unknown" not in told
 
+    def test_a_copy_that_python_does_not_import_offers_no_plugins(self, install, tmp_path, monkeypatch):
+        site = install("shadowed", GOOD.replace("NAME", "shadowed"), entry="shadowed", version="1.0")
+        newer = tmp_path / "newer"
+        info = newer / "shadowed-2.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shadowed\nVersion: 2.0\n")
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.syspath_prepend(str(newer))
+        assert "shadowed" not in [info.name for info in scan().plugins]
+
     def test_of_two_copies_the_first_on_the_path_counts(self, install, tmp_path, monkeypatch):
         site = install("copied", GOOD.replace("NAME", "first"), entry="copied", version="2.0")
         older = tmp_path / "older"

@@ -510,6 +510,28 @@ def test_what_a_load_takes_at_most_has_room_while_it_lasts_and_is_given_back():
         assert (pool.stats().devices["cpu"].reserved, used(pool)) == (0, 10)
 
 
+def test_what_calls_take_is_charged_while_they_run_though_a_measure_fails_once():
+    pool, faults = ModelPool({"cpu": 100}), [RuntimeError()]
+
+    def measure(weights):
+        if faults:
+            raise faults.pop()
+        return weights.nbytes
+
+    sound = component("a", 3, scratch=lambda weights: 20)  # and no `measure`
+    shaky = component("b", 5, scratch=lambda weights: 10, load=lambda: Weights("b", 5))
+    with pool.lease("m", model(sound, shaky)) as parts:
+        object.__setattr__(shaky, "measure", measure)
+        lease = pool.lease("m", model(sound, shaky))
+        with pytest.raises(RuntimeError), pool.calling(lease):
+            raise AssertionError("is not reached")
+        with pool.calling(lease), pool.calling(lease):
+            assert used(pool) == 3 + 5 + 2 * 20 + 2 * 10
+        assert used(pool) == 3 + 5
+        assert list(parts) == ["a", "b"]
+        lease.close()
+
+
 def test_a_load_that_takes_more_than_the_whole_budget_is_refused_at_once():
     pool = ModelPool({"cpu": 10}, wait_for_room=WATCHDOG)
     with pytest.raises(PoolFullError, match="needs 11 B on cpu"):

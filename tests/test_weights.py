@@ -453,6 +453,18 @@ class TestOffline:
         monkeypatch.setattr(socket.socket, "connect", connect)
         monkeypatch.setattr(socket, "getaddrinfo", connect)
 
+    def test_a_file_of_a_repository_without_a_hash_is_not_any_of_its_name(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+        store = WeightStore(tmp_path, offline=True)
+        one, other = (WeightFile(repo=f"a/{name}", filename="model.safetensors") for name in ("one", "other"))
+        stray = tmp_path / "torch" / "hub" / "checkpoints" / "model.safetensors"
+        for path in (stray, store.place(model(one), one)):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"weights")
+        assert store.missing(model(one, other)) == (other,)
+        trusted = replace(other, sha256=hashlib.sha256(b"weights").hexdigest())
+        assert store.missing(model(trusted)) == ()
+
     def test_the_error_says_what_is_missing_and_where_to_put_it(self, tmp_path):
         store = WeightStore(tmp_path, offline=True)
         files = (
@@ -464,7 +476,7 @@ class TestOffline:
         folder = tmp_path / "weights" / "us" / "lama"
         for words in (
             f"big-lama.pt (https://a.example/big-lama.pt, 205.0 MB) to be put at {folder}/big-lama.pt",
-            f"c/model.pth (https://huggingface.co/a/b/blob/main/c/model.pth) to be put at {folder}/c/model.pth",
+            f"c/model.pth (https://huggingface.co/a/b/blob/main/c/model.pth) to be put at {folder}/a/b/c/model.pth",
             "iopaint-core download lama",
         ):
             assert words in str(error.value)

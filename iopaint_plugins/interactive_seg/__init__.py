@@ -133,11 +133,13 @@ def iopaint_load_model(info: ModelInfo, context: LoadContext) -> MaskModel:
     config_path, weights_path = map(context.weights, _FILES)
     try:
         config = json.loads(config_path.read_bytes())
-    except ValueError as error:
+        prefix = ""
+        if "detector_config" in config:  # of the whole of SAM 3, which follows things through videos, too
+            config, prefix = config["detector_config"], "detector_model."
+        if not isinstance(config, dict):
+            raise TypeError(f"expected an object, got {type(config).__name__}")
+    except (ValueError, TypeError) as error:
         raise WeightsError(f"{config_path} can't be read: {error}", "Get the file again") from error
-    prefix = ""
-    if "detector_config" in config:  # of the whole of SAM 3, which follows things through videos, too
-        config, prefix = config["detector_config"], "detector_model."
     network = context.share(
         {
             "network": module_component(
