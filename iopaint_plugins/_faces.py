@@ -151,8 +151,11 @@ def load_restorer(kind: type[RestorerT], info: ModelInfo, context: LoadContext) 
 
     def load(path: Path) -> cv2.FaceDetectorYN:
         import cv2
+        import numpy as np
 
-        return cv2.FaceDetectorYN.create(str(path), "", (_VIEW, _VIEW), _LIKELY, _SAME)
+        # OpenCV on Windows opens no file in a folder with other letters than those of its code page.
+        network, config = np.frombuffer(path.read_bytes(), np.uint8), np.zeros(0, np.uint8)
+        return cv2.FaceDetectorYN.create("onnx", network, config, (_VIEW, _VIEW), _LIKELY, _SAME)
 
     file = context.weights(info.weights[0].filename)
     on_cpu = replace(context, device="cpu", dtype=None)

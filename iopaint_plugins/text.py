@@ -199,8 +199,10 @@ def iopaint_load_model(context: LoadContext) -> Text:
 
     def load(path: Path) -> cv2.dnn.Net:
         import cv2
+        import numpy as np
 
-        return cv2.dnn.readNetFromONNX(str(path))
+        # OpenCV on Windows opens no file in a folder with other letters than those of its code page.
+        return cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))
 
     on_cpu = replace(context, device="cpu", dtype=None)
     part = file_component(_detector(), load, on_cpu, kind="OpenCV network", exclusive=True)

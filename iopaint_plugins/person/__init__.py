@@ -94,8 +94,10 @@ def iopaint_load_model(context: LoadContext) -> Person:
 
     def load(path: Path) -> cv2.dnn.Net:
         import cv2
+        import numpy as np
 
-        return cv2.dnn.readNetFromTFLite(str(path))
+        # OpenCV on Windows opens no file in a folder with other letters than those of its code page.
+        return cv2.dnn.readNetFromTFLite(np.frombuffer(path.read_bytes(), np.uint8))
 
     file = Path(__file__).with_name("selfie_segmentation.tflite")
     on_cpu = replace(context, device="cpu", dtype=None)
