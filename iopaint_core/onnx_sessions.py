@@ -10,6 +10,7 @@ import ctypes
 import functools
 import mmap
 import os
+import re
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,23 @@ _OPENED = 2
 _OPENING = 2.5
 """How many times its file is taken while it is opened: 2.4 to 2.6 in what was measured, as weights are read, and
 then copied into the layout in which the processor is quickest."""
+_OPENED_MOST, _OPENED_ANYWAY = 5, 16_000_000
+"""An open session is charged at most so many times its file, and so many bytes of its own: the rest is others'."""
+_KEPT = 4
+"""What stays of runs is charged up to this part of what a run takes: 10 MB of more than 75 in what was measured."""
+_RUNS = 3
+"""How many runs with the largest inputs are measured, unless the first two agree."""
+_AGREE = 8
+"""Two runs agree whose peaks differ by at most this part of the larger."""
+_TOO_NEW = ("opset", "ir version", "op registered", "registered function/op")
+"""What onnxruntime says of a network that is newer than it, or has operators that it lacks."""
+_CHUNK = 1 << 20
+"""Bytes of a file that are looked through at once: other threads run while the next ones are read."""
+_KEY = b"\n\x08location\x12"
+"""The key of a `StringStringEntryProto`."""
+_EXTERNAL = re.compile(b"j[\x80-\xff]{0,4}[\x00-\x7f]" + re.escape(_KEY))
+"""The same in a `TensorProto`'s field 13, `external_data`, with the field's tag and length; metadata has others."""
+_EXTERNAL_LENGTH = 6 + len(_KEY)
 _SAMPLED = 0.002
 """Seconds between two looks at the memory of the process during a measured run."""
 
@@ -57,11 +75,18 @@ class OnnxSession:
     """A network in an ONNX file, opened once for all who call it, from any number of threads.
 
     `nbytes` is what it takes while it is idle, and `scratch` what a run takes beside. On a CPU both are measured by
-    the memory of the process that no file backs: while the file is opened, and in each run with larger inputs than
-    any before, the first run among them. onnxruntime tells Python nothing of its memory, and the size of the file
-    says little. One session is measured at a time. What the process allocates meanwhile for something else is
-    counted too: the numbers may be too large. On other devices, and on other systems than Linux, `nbytes` is an
-    estimate, twice the file, and `scratch` is 0.
+    the memory of the process that no file backs, since onnxruntime tells Python nothing of its memory, and the size
+    of the file says little. What the process allocates and frees meanwhile for something else is seen too. So:
+
+    - Up to three runs with the largest inputs so far are measured, two if they agree. `scratch` is the middle one
+      of their peaks, of two the smaller: one run that was disturbed is corrected by those after it.
+    - `nbytes` is what the opening took, at most five times the file and 16 MB, and what stayed of those runs, at
+      most a quarter of `scratch`.
+    - One session is measured at a time. Nothing waits for it: what is opened or run meanwhile is not measured, a
+      later run is.
+
+    Where the opening was not measured, on other devices, and on other systems than Linux, twice the file is the
+    estimate of it. Without a measured run `scratch` is 0.
     """
 
     def __init__(self, path: Path, provider: str, device: str = "cpu") -> None:
@@ -74,16 +99,21 @@ class OnnxSession:
         self.provider = provider
         self._path = path
         self._device = device
-        self._measured = 0
-        """Bytes of the largest inputs so far."""
-        self.nbytes, self.scratch = _OPENED * path.stat().st_size, 0
-        with _gauge.growth() as growth:
+        size = path.stat().st_size
+        with _gauge.growth() if provider == _CPU else contextlib.nullcontext() as growth:
             self._session: InferenceSession | None = _open(path, provider, device)
-            growth.look()
+            grown = None if growth is None else growth.look()
         renew_after_fork(self)
-        self._is_measured = provider == _CPU and growth.before is not None
-        if self._is_measured:
-            self.nbytes = max(path.stat().st_size, growth.now)
+        self._opened = (
+            _OPENED * size if grown is None else max(size, min(grown, _OPENED_MOST * size + _OPENED_ANYWAY))
+        )
+        self.nbytes, self.scratch = self._opened, 0
+        self._kept = 0
+        """Bytes that stayed of the measured runs."""
+        self._largest = 0
+        """Bytes of the largest inputs so far that were measured."""
+        self._peaks: tuple[int, ...] = ()
+        """Bytes that each measured run with them took."""
         self.inputs: Mapping[str, tuple[int | str | None, ...]] = {
             value.name: tuple(value.shape) for value in self._session.get_inputs()
         }
@@ -112,15 +142,32 @@ class OnnxSession:
         is closed, and what onnxruntime raises for arrays of another shape or dtype.
         """
         size = sum(array.nbytes for array in inputs.values())
-        if not self._is_measured or size <= self._measured:
+        if self.provider != _CPU or self._is_known(size):
             return self._run(inputs)
         with _gauge.growth() as growth:
             results = self._run(inputs)
-            growth.look()
-            self.nbytes += max(0, growth.now - sum(result.nbytes for result in results))
-            self.scratch = max(self.scratch, growth.peak)
-            self._measured = max(self._measured, size)
+            if growth is not None:
+                grown = growth.look()
+                kept = max(0, grown - sum(result.nbytes for result in results))
+                self._note(size, max(grown, growth.peak), kept)
         return results
+
+    def _is_known(self, size: int) -> bool:
+        """Say whether there is nothing to learn from a run with so many bytes of inputs."""
+        if size != self._largest:
+            return size < self._largest
+        peaks = self._peaks
+        return len(peaks) >= _RUNS or (len(peaks) == 2 and max(peaks) - min(peaks) <= max(peaks) / _AGREE)
+
+    def _note(self, size: int, peak: int, kept: int) -> None:
+        """Learn from a measured run. Called by one thread at a time."""
+        if self._is_known(size):  # by a run that ended after this one began
+            return
+        self._peaks = (*self._peaks, peak) if size == self._largest else (peak,)
+        self._largest = size
+        self._kept += kept
+        self.scratch = sorted(self._peaks)[(len(self._peaks) - 1) // 2]
+        self.nbytes = self._opened + min(self._kept, self.scratch // _KEPT)
 
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         from onnxruntime import RunOptions
@@ -202,7 +249,7 @@ def _open(path: Path, provider: str, device: str) -> InferenceSession:
     `memory.enable_memory_arena_shrinkage` after each run, the region stays in which a result lay. Of a network of
     ten layers that were 93 MB, without an arena 13, and runs took the processor as long, within 5 %.
     """
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import InferenceSession, SessionOptions, __version__
 
     options = SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
@@ -218,6 +265,11 @@ def _open(path: Path, provider: str, device: str) -> InferenceSession:
         raise
     except Exception as error:  # its exceptions have no base of their own
         said = " ".join(str(error).split())
+        if any(sign in said.replace(str(path), "").lower() for sign in _TOO_NEW):
+            raise WeightsError(
+                f"onnxruntime {__version__} does not know all that {path} asks for: {said}",
+                "Install a newer one: pip install -U onnxruntime",
+            ) from error
         if provider == _CPU or type(error).__name__.startswith("Invalid"):
             raise WeightsError(f"{path} is no ONNX file that can be used: {said}", "Get it again") from error
         raise ModelLoadError(
@@ -237,12 +289,15 @@ def _drivers_of(provider: str) -> str:
 
 def _raise_if_split(path: Path) -> None:
     """Raise `WeightsError` for a file whose weights are in others: its content alone would not say what it is."""
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
+    with path.open("rb", buffering=0) as file:
+        overlap = _EXTERNAL_LENGTH - 1
+        buffer = bytearray(overlap + _CHUNK)
+        while count := file.readinto(memoryview(buffer)[overlap:]):
+            if buffer.find(_KEY, 0, overlap + count) >= 0 and _EXTERNAL.search(buffer, 0, overlap + count):
+                break
+            buffer[:overlap] = buffer[count : count + overlap]
+        else:
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b"\n\x08location\x12") < 0:  # the key of a `StringStringEntryProto`
-                return
     raise WeightsError(
         f"{path} keeps weights in other files, expected all in one",
         "Join them: onnx.save(onnx.load('model.onnx'), 'joined.onnx')",
@@ -279,16 +334,13 @@ def _shown(shape: tuple[int | str | None, ...]) -> str:
 class _Growth:
     """How much more memory the process has than before, in bytes."""
 
-    before: int | None
-    """None where the system does not tell."""
-    now: int = 0
+    before: int
     peak: int = 0
+    """The most that was seen."""
 
-    def look(self) -> None:
-        """Note what it is now."""
-        if self.before is not None:
-            self.now = max(0, (_anonymous_bytes() or 0) - self.before)
-            self.peak = max(self.peak, self.now)
+    def look(self) -> int:
+        """Return what it is now."""
+        return max(0, (_anonymous_bytes() or 0) - self.before)
 
 
 class _Gauge:
@@ -302,14 +354,21 @@ class _Gauge:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def growth(self) -> Iterator[_Growth]:
-        """Look at the memory of the process now and then, as long as the block runs."""
-        with self._lock:
-            growth, over = _Growth(_anonymous_bytes()), threading.Event()
+    def growth(self) -> Iterator[_Growth | None]:
+        """Look at the memory of the process now and then, as long as the block runs.
+
+        None where the system does not tell, and while something else is measured: nobody waits for the lock.
+        """
+        before, lock = _anonymous_bytes(), self._lock
+        if before is None or not lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            growth, over = _Growth(before), threading.Event()
 
             def watch() -> None:
                 while not over.wait(_SAMPLED):
-                    growth.look()
+                    growth.peak = max(growth.peak, growth.look())
 
             watcher = threading.Thread(target=watch, name="iopaint memory", daemon=True)
             watcher.start()
@@ -318,6 +377,8 @@ class _Gauge:
             finally:
                 over.set()
                 watcher.join()
+        finally:
+            lock.release()
 
 
 _gauge = _Gauge()

@@ -1,7 +1,10 @@
 """Networks in ONNX files: one session each, what it takes charged, its memory given back, clear errors."""
 
+import time
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import onnx
@@ -19,6 +22,7 @@ from iopaint_core import (
     ModelLoadError,
     ModelManager,
     ModelPool,
+    OnnxSession,
     PoolError,
     Task,
     WeightsError,
@@ -45,6 +49,30 @@ def lease(pool, name, component):
 def anonymous_bytes():
     resident, backed = Path("/proc/self/statm").read_text().split()[1:3]
     return (int(resident) - int(backed)) * 4096
+
+
+class Watched(UserDict):
+    """Inputs that do something in the middle of a run."""
+
+    def __init__(self, inputs, act):
+        super().__init__(inputs)
+        self.act = act
+
+    def keys(self):
+        self.act()
+        return super().keys()
+
+
+allocated = []
+"""What something else holds."""
+
+
+class Loud(type(Path())):
+    """A path with which something else allocates 100 MB whenever it is opened."""
+
+    def __fspath__(self):
+        allocated.append(np.ones(100_000_000, np.uint8))
+        return str(self)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +164,44 @@ class TestIdentity:
             opened(path)
         assert "onnx.save" in caught.value.remedy
 
+    def test_metadata_of_the_same_name_are_not(self, small, tmp_path):
+        model = onnx.load(small)
+        helper.set_model_props(model, {"location": "Berlin"})
+        onnx.save(model, tmp_path / "berlin.onnx")
+        assert opened(tmp_path / "berlin.onnx").outputs == ("matte",)
+
+    def test_they_are_found_wherever_they_stand(self, tmp_path):
+        entry = onnx.StringStringEntryProto(key="location", value="weights" * 100)
+        data = TensorProto(data_location=TensorProto.EXTERNAL, external_data=[entry]).SerializeToString()
+        path = tmp_path / "split.onnx"
+        for before in range(2**20 - 20, 2**20 + 2):
+            path.write_bytes(b"\0" * before + data)
+            with pytest.raises(WeightsError, match="in other files"):
+                OnnxSession(path, "CPUExecutionProvider")
+
+    def test_other_threads_run_while_they_are_looked_for(self, tmp_path):
+        data = onnx.StringStringEntryProto(key="location", value="weights").SerializeToString()
+        with (tmp_path / "split.onnx").open("wb") as file:
+            file.seek(1 << 28)
+            file.write(b"j" + bytes([len(data)]) + data)
+        over, turns = Event(), []
+
+        def take_turns():
+            while not over.is_set():
+                turns.append(None)
+                time.sleep(0.001)
+
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(take_turns)
+            before = len(turns)
+            try:
+                with pytest.raises(WeightsError, match="in other files"):
+                    OnnxSession(tmp_path / "split.onnx", "CPUExecutionProvider")
+            finally:
+                found = len(turns) - before
+                over.set()
+        assert found > 10
+
 
 class TestMemory:
     def test_a_run_is_measured_and_its_memory_goes_back(self, wide):
@@ -153,6 +219,45 @@ class TestMemory:
         large = session.scratch
         session.run({"image": picture(256)})
         assert small < large == session.scratch
+
+    def test_what_others_allocate_during_a_run_is_charged_until_quiet_runs_correct_it(self, wide):
+        session, image, others = opened(wide), picture(256), []
+        idle = session.nbytes
+        session.run(Watched({"image": image}, lambda: others.append(np.ones(200_000_000, np.uint8))))
+        assert session.scratch >= 200_000_000
+        for _ in range(2):
+            session.run({"image": image})
+        assert LAYER / 4 <= session.scratch < LAYER
+        assert session.nbytes - idle <= session.scratch / 4
+
+    def test_what_others_free_during_a_run_is_no_reason_to_charge_less(self, wide):
+        session, image, others = opened(wide), picture(256), [np.ones(200_000_000, np.uint8)]
+        session.run(Watched({"image": image}, others.clear))
+        for _ in range(2):
+            session.run({"image": image})
+        assert session.scratch >= LAYER / 4
+
+    def test_what_others_allocate_while_it_is_opened_is_not_all_charged(self, small):
+        session = OnnxSession(Loud(small), "CPUExecutionProvider")
+        allocated.clear()
+        assert session.nbytes < 20_000_000
+
+    def test_nothing_waits_for_a_run_that_is_measured(self, small, wide):
+        session, image, begun, over = opened(wide), picture(256), Event(), Event()
+        with ThreadPoolExecutor(2) as threads:
+            running = threads.submit(session.run, Watched({"image": image}, lambda: (begun.set(), over.wait(20))))
+            try:
+                assert begun.wait(20)
+                other = threads.submit(opened, small).result(5)
+                assert other.nbytes == 2 * small.stat().st_size, "the estimate"
+                meanwhile = threads.submit(opened, wide).result(5)
+                threads.submit(meanwhile.run, {"image": image}).result(5)
+                assert meanwhile.scratch == 0
+            finally:
+                over.set()
+            running.result(20)
+        meanwhile.run({"image": image})
+        assert meanwhile.scratch >= LAYER / 4
 
     def test_the_pool_charges_what_a_call_takes_and_afterwards_what_is_left(self, wide):
         pool = ModelPool({"cpu": 1_000_000_000})
@@ -231,6 +336,24 @@ class TestErrors:
         (tmp_path / "broken.onnx").write_bytes(content)
         with pytest.raises(WeightsError, match=r"broken\.onnx is no ONNX file that can be used"):
             opened(tmp_path / "broken.onnx")
+
+    @pytest.mark.parametrize(
+        ("operator", "opset", "version"), [("Identity", 999, 8), ("Identity", 13, 999), ("Nope", 13, 8)]
+    )
+    def test_a_network_that_is_too_new(self, operator, opset, version, tmp_path):
+        given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("a", "b"))
+        graph = helper.make_graph([helper.make_node(operator, ["a"], ["b"])], "new", [given], [made])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version)
+        (tmp_path / "new.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(WeightsError, match=r"does not know all that .*new\.onnx asks for") as caught:
+            opened(tmp_path / "new.onnx")
+        assert "pip install -U onnxruntime" in caught.value.remedy
+
+    def test_a_broken_file_whose_name_speaks_of_opsets(self, tmp_path):
+        (tmp_path / "opset17.onnx").write_bytes(b"<html>")
+        with pytest.raises(WeightsError, match=r"opset17\.onnx is no ONNX file") as caught:
+            opened(tmp_path / "opset17.onnx")
+        assert caught.value.remedy == "Get it again"
 
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(WeightsError, match=r"missing\.onnx"):
