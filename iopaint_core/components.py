@@ -112,11 +112,13 @@ def module_component(
         return canonical
 
     nbytes = sum(spec.nbytes(kept_dtype(cls, name, dtype)) for name, spec in files.specs.items())
+    # a function copies the tensors into its module: the file's and these are held until all are cast
+    stored = sum(spec.nbytes() for spec in files.specs.values())
     host = Component(
         key=key,
         load=load,
         nbytes=nbytes,
-        load_nbytes=0 if isinstance(cls, type) else 2 * nbytes,  # a function copies the tensors into its module
+        load_nbytes=0 if isinstance(cls, type) else 2 * stored + (nbytes if casts else 0),
         fork=Canonical.fork,
         measure=Canonical.nbytes,
         check=lambda canonical: not _rewritten(files, named) and canonical.intact(),

@@ -100,10 +100,13 @@ def load_made(
             ) from error
     state = module.state_dict()
     mapped = _named_as(list(state), tensors)
-    given = {
-        name: _cast(mapped[name] if _equal(tensor, mapped.get(name)) else tensor, kept_dtype(module, name, dtype))
-        for name, tensor in state.items()
-    }
+    with memory_errors():
+        given = {
+            name: _cast(
+                mapped[name] if _equal(tensor, mapped.get(name)) else tensor, kept_dtype(module, name, dtype)
+            )
+            for name, tensor in state.items()
+        }
     with _assembling:
         module.load_state_dict(given, assign=True)
         _cast_buffers(module, {tensor.dtype for tensor in given.values()})

@@ -126,7 +126,7 @@ class TensorFiles:
         others = sorted(source.glob("*.safetensors"))
         if len(others) == 1 and variant is None:
             return cls((others[0],))
-        for pickle in sorted(path for path in source.iterdir() if path.suffix in _PICKLES):
+        for pickle in sorted(path for path in source.iterdir() if path.suffix.lower() in _PICKLES):
             raise _pickle_error(pickle)
         names = ", ".join(path.name for path in others) or "none"
         raise WeightsError(

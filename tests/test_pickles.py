@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -178,6 +179,30 @@ class Runs:
         return os.mkdir, (str(self._folder),)
 
 
+HOSTILE = {
+    "nested key": b"}N" + b"\x85" * 200_000 + b"Ns.",
+    "nested key in an OrderedDict": b"ccollections\nOrderedDict\n(]N" + b"\x85" * 200_000 + b"N\x86atR.",
+    "nested key of a full dict": b"(N" + b"\x85" * 200_000 + b"Nd.",
+    "nested in a set": b"\x8f(N" + b"\x85" * 200_000 + b"\x90.",
+    "nested in a frozenset": b"(N" + b"\x85" * 200_000 + b"\x91.",
+    "key of 2 to the 50th parts": b"}N" + b"2\x86" * 50 + b"Ns.",
+    "far index of the memo": b"Nr" + (30_000_000).to_bytes(4, "little"),
+    "long array": b"\x96" + (1 << 30).to_bytes(8, "little"),
+}
+"""Pickles by what their reader could fall for."""
+
+
+def written(data, path, *, zipped):
+    """Put a pickle where torch has that of the state dict."""
+    data = b"\x80\x02" + data
+    if not zipped:
+        path.write_bytes(b"\x80\x02N." * 3 + data)
+        return path
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", data)
+    return path
+
+
 class TestBadFiles:
     @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
     def test_one_that_wants_to_run_code_is_refused_and_does_not(self, state, tmp_path, zipped):
@@ -236,10 +261,68 @@ class TestBadFiles:
 
     def test_what_is_no_file(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.pth")
-        with pytest.raises(WeightsError, match="is no file"):
+        with pytest.raises(WeightsError, match=r"pipe\.pth is not a regular file"):
             TensorFiles((tmp_path / "pipe.pth",)).specs  # noqa: B018
-        with pytest.raises(WeightsError, match="can't be read: No such file"):
+        with pytest.raises(
+            WeightsError, match=r"can't be read: No such file.*Check that it exists and is readable"
+        ):
             TensorFiles((Path("gone.pth"),)).specs  # noqa: B018
+
+    @pytest.mark.process
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+    def test_ones_that_would_end_the_process_or_take_its_memory_or_time(self, tmp_path, zipped):
+        paths = [written(data, tmp_path / f"{i}.pth", zipped=zipped) for i, data in enumerate(HOSTILE.values())]
+        code = (
+            "import sys, resource; from pathlib import Path; from iopaint_core import TensorFiles, WeightsError\n"
+            "resource.setrlimit(resource.RLIMIT_CPU, (10, 10))\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "unit, before = 1 if sys.platform == 'darwin' else 1024, peak()\n"
+            "for path in sys.argv[1:]:\n"
+            "    try: TensorFiles((Path(path),)).specs\n"
+            "    except WeightsError as error: print(error, flush=True)\n"
+            "print((peak() - before) * unit < 150_000_000)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        *errors, is_small = done.stdout.splitlines()
+        assert [error.partition(" can't be read as a pickle")[0] for error in errors] == [*map(str, paths)]
+        assert is_small == "True"
+
+    def test_one_whose_pickle_never_ends_is_not_read_as_a_whole(self, tmp_path):
+        path = tmp_path / "a.pth"
+        path.write_bytes(b"\x80\x02X\xff\xff\xff\x7f")
+        os.truncate(path, 300_000_000)  # a hole
+        tracemalloc.start()
+        try:
+            with pytest.raises(WeightsError, match=r"pickles end nowhere in its first 64000000 bytes"):
+                TensorFiles((path,)).specs  # noqa: B018
+            assert tracemalloc.get_traced_memory()[1] < 250_000_000
+        finally:
+            tracemalloc.stop()
+
+    def test_many_tensors_of_before_torch_1_6(self, tmp_path):
+        """The pickle is longer than what is read of it at first."""
+        tensors = {f"{i}{'name' * 1000}": torch.ones(1) for i in range(300)}
+        path = save(tensors, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+        assert list(TensorFiles((path,)).specs) == list(tensors)
+
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    def test_dicts_and_sets_of_all_protocols(self, state, tmp_path, protocol):
+        note = {(1, "a"): {1, 2}, "b": frozenset("b"), "c": bytearray(b"c"), 4: 2.5}
+        path = save({"state_dict": state, "note": note}, tmp_path / "a.pth", pickle_protocol=protocol)
+        assert set(TensorFiles((path,)).specs) == set(state)
+
+    def test_a_folder_with_a_pickle_alone_says_what_to_do(self, state, tmp_path):
+        save(state, tmp_path / "model.PTH")
+        with pytest.raises(WeightsError, match=r"model\.PTH is a pickle.*save_file"):
+            TensorFiles.find(tmp_path)
+
+    def test_an_error_without_a_message_ends_in_no_colon(self, tmp_path):
+        path = tmp_path / "a.pth"
+        with zipfile.ZipFile(path, "w") as archive:  # without a pickle
+            archive.writestr("a/none", b"")
+        with pytest.raises(WeightsError, match=r"pickle of tensors: StopIteration\. "):
+            TensorFiles((path,)).specs  # noqa: B018
 
     def test_weights_of_another_module_say_so(self, state, tmp_path):
         with pytest.raises(WeightsError, match=r"does not fit Net.*belong to different models"):
@@ -298,11 +381,34 @@ class TestFactory:
         with pytest.raises(MemoryError):
             part.load_alone()
 
+    def test_memory_that_runs_out_as_it_is_cast_is_an_error_of_memory(self, state, tmp_path):
+        part = module_component(wide, save(state, tmp_path / "a.pth"), LoadContext(dtype="float16"))
+        with pytest.raises(MemoryError):
+            part.load_alone()
+
+    @pytest.mark.parametrize(("dtype", "copies"), [(None, 2), ("float32", 2), ("float16", 2.5)])
+    def test_room_is_kept_for_file_and_module_and_cast(self, state, tmp_path, dtype, copies):
+        stored = sum(tensor.nbytes for tensor in state.values())
+        part = module_component(net_of, save(state, tmp_path / "a.pth"), LoadContext(dtype=dtype))
+        assert part.reserved == copies * stored
+
     @pytest.mark.parametrize("factory", [lambda tensors: Net(), Runs("x").__reduce__])
     def test_one_without_a_name_of_its_own_is_refused(self, state, tmp_path, factory):
         path = save(state, tmp_path / "a.pth")
         with pytest.raises(InputError, match="makes no component: expected a class, or a named function"):
             module_component(factory, path, LoadContext(), **({} if "lambda" in repr(factory) else {"config": {}}))
+
+
+class Wide(torch.nn.Module):
+    """Takes no memory until it is cast."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("wide", torch.ones(1).expand(1 << 50))
+
+
+def wide(tensors):
+    return Wide()
 
 
 def too_large(tensors):
