@@ -522,13 +522,12 @@ class ModelManager:
         return Turn(lease.key, locks, self._slots if model.device_bound else None)
 
     def _check_usable(self, info: ModelInfo) -> None:
-        """Raise `UnavailableModelError` for a model that can't be used, or that requires one that can't be."""
+        """Raise `UnavailableModelError` for a model that can't be used, or that requires one that is not there."""
         if info.full_name in self._usable:
             return
-        for each in with_required(info, self.find):
-            if each.unavailable:
-                through = "" if each == info else f", which {info.name} requires,"
-                raise UnavailableModelError(f"{each.name}{through} can't be used yet: {each.unavailable}")
+        if info.unavailable:  # or one that it requires is, by the scan
+            raise UnavailableModelError(f"{info.name} can't be used yet: {info.unavailable}")
+        with_required(info, self.find)
         self._usable.add(info.full_name)
 
     def _key(

@@ -390,9 +390,11 @@ class TestModelsOfTheHost:
             OneModel("tidy", Tidy, task=CHAIN, requires=("bright",)),
             OneModel("bright", Bright, task=Task.SEGMENT, unavailable="pip install bright"),
         )
-        with pytest.raises(
-            UnavailableModelError, match="bright, which tidy requires, can't be used yet: pip install"
-        ):
+        assert {info.name: info.unavailable for info in manager.scan().models} == {
+            "tidy": "it requires bright: pip install bright",
+            "bright": "pip install bright",
+        }
+        with pytest.raises(UnavailableModelError, match="tidy can't be used yet: it requires bright: pip install"):
             manager.process("tidy", IMAGE)
 
     def test_models_that_require_each_other_are_each_looked_at_once(self):
