@@ -57,12 +57,12 @@ def installed_plugins() -> list[InstalledPlugin]:
     """
     import importlib_metadata
 
-    return [
-        plugin
-        for distribution in importlib_metadata.distributions()
-        for plugin in _offered(distribution)
-        if _is_first(distribution, plugin.info)
-    ]
+    found: list[InstalledPlugin] = []
+    for distribution in importlib_metadata.distributions():
+        plugins = _offered(distribution)
+        if plugins and _is_first(distribution, plugins[0].info):
+            found += plugins
+    return found
 
 
 def _is_first(distribution: IDistribution, info: PluginInfo) -> bool:
