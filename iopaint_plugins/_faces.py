@@ -7,7 +7,7 @@ runs it. Faces are aligned as those of FFHQ in squares of 512 pixels, on which t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iopaint_core import (
@@ -21,11 +21,11 @@ from iopaint_core import (
     progress_part,
     report_progress,
 )
+from iopaint_plugins._opencv import opencv_component
 from iopaint_plugins._spandrel import check_numbers, spandrel_component
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
     from typing import TypeVar
 
     import cv2
@@ -147,23 +147,20 @@ class FaceRestorer(ImageModel[FaceParameters]):
 
 def load_restorer(kind: type[RestorerT], info: ModelInfo, context: LoadContext) -> RestorerT:
     """Load the network, which is the first of the weights, and YuNet. Raises `WeightsError` for another network."""
-    from iopaint_core import file_component
 
-    def load(path: Path) -> cv2.FaceDetectorYN:
+    def read(network: NDArray[np.uint8]) -> cv2.FaceDetectorYN:
         import cv2
         import numpy as np
 
-        # OpenCV on Windows opens no file in a folder with other letters than those of its code page.
-        network, config = np.frombuffer(path.read_bytes(), np.uint8), np.zeros(0, np.uint8)
-        return cv2.FaceDetectorYN.create("onnx", network, config, (_VIEW, _VIEW), _LIKELY, _SAME)
+        no_config = np.zeros(0, np.uint8)
+        return cv2.FaceDetectorYN.create("onnx", network, no_config, (_VIEW, _VIEW), _LIKELY, _SAME)
 
     file = context.weights(info.weights[0].filename)
-    on_cpu = replace(context, device="cpu", dtype=None)
     parts = context.share(
         {
             "network": spandrel_component(file, context),
-            "detector": file_component(
-                context.weights(YUNET.filename), load, on_cpu, kind="OpenCV face detector", exclusive=True
+            "detector": opencv_component(
+                context.weights(YUNET.filename), context, read, kind="OpenCV face detector"
             ),
         }
     )

@@ -30,6 +30,7 @@ from iopaint_core import (
     missing_packages,
     report_progress,
 )
+from iopaint_plugins._opencv import opencv_component
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,19 +194,9 @@ def iopaint_available_models() -> list[ModelInfo]:
 @hookimpl
 def iopaint_load_model(context: LoadContext) -> Text:
     """Load the newest detector of the installed package. Raises `ModelLoadError` if it has none."""
-    from dataclasses import replace
+    import cv2
 
-    from iopaint_core import file_component
-
-    def load(path: Path) -> cv2.dnn.Net:
-        import cv2
-        import numpy as np
-
-        # OpenCV on Windows opens no file in a folder with other letters than those of its code page.
-        return cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))
-
-    on_cpu = replace(context, device="cpu", dtype=None)
-    part = file_component(_detector(), load, on_cpu, kind="OpenCV network", exclusive=True)
+    part = opencv_component(_detector(), context, cv2.dnn.readNetFromONNX)
     return Text(context.share({"network": part})["network"])
 
 

@@ -22,6 +22,7 @@ from iopaint_core import (
     Task,
     hookimpl,
 )
+from iopaint_plugins._opencv import opencv_component
 
 if TYPE_CHECKING:
     import cv2
@@ -88,18 +89,8 @@ def iopaint_available_models() -> list[ModelInfo]:
 @hookimpl
 def iopaint_load_model(context: LoadContext) -> Person:
     """Load the network, on the CPU."""
-    from dataclasses import replace
-
-    from iopaint_core import file_component
-
-    def load(path: Path) -> cv2.dnn.Net:
-        import cv2
-        import numpy as np
-
-        # OpenCV on Windows opens no file in a folder with other letters than those of its code page.
-        return cv2.dnn.readNetFromTFLite(np.frombuffer(path.read_bytes(), np.uint8))
+    import cv2
 
     file = Path(__file__).with_name("selfie_segmentation.tflite")
-    on_cpu = replace(context, device="cpu", dtype=None)
-    part = file_component(file, load, on_cpu, kind="OpenCV network", exclusive=True)
+    part = opencv_component(file, context, cv2.dnn.readNetFromTFLite)
     return Person(context.share({"network": part})["network"])
